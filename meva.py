@@ -1,0 +1,835 @@
+"""Meta-Value Learning (MeVa): policies follow the gradient of a learned, discounted sum of their future returns.
+
+Cooijmans, Aghajohari and Courville, Learning with Learning Awareness using Meta-Values. Where naive learners follow the
+gradient of their returns f, MeVa's follow that of the meta-value (Eq. 5, normalised as in App. A),
+
+    V(x) = (1 - gamma) f(x) + gamma V(x + lr grad V(x)),
+
+the return averaged over the future of this very optimisation. A network learns V by TD along such trajectories (Eqs. 6
+and 7). Form U (Sec. 4.1, Algorithm 1) learns U(x) = V(x'), x' the next policies, and follows grad f + gamma grad U.
+
+    python meva.py --game ipd          the paper's Fig. 3a, one model: about 15 minutes on a CPU
+    python meva.py --game logistic     the paper's Fig. 2, MeVa's rows: about 2 minutes on a CPU
+    python meva.py --game logistic --outer-steps 50 --eval-gammas 0.95    a first look, under 30 seconds
+
+What to expect on the IPD: defection (-2) at gamma = 0, cooperation (-1) near 1, by policies like tit-for-tat that no
+best response exploits and that lead naive learners into cooperating. On the Logistic Game: everything ends at B, the
+better of two solutions, from gamma = .95 on. A run prints a table and writes results/meva_GAME.npz and
+figures/meva_GAME.png.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import math
+import os
+import pathlib
+import platform
+import sys
+import tempfile
+import time
+import typing
+import zipfile
+import zlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+
+from games import GAMES, Game, simultaneous_gradient
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+
+# --- shared: options ---
+class Parser(argparse.ArgumentParser):
+    """Bad input gets one line and exit status 2."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+COUNT = ("a whole number from 1", lambda value: value >= 1)
+SEED = ("a whole number from 0 below 2^31", lambda value: 0 <= value < 2**31)
+STEP = ("a finite number from 0", lambda value: 0 <= value < math.inf)
+SHARE = ("a number in [0, 1]", lambda value: 0 <= value <= 1)
+DISCOUNT = ("a number in [0, 1)", lambda value: 0 <= value < 1)
+SWITCH = ("true or false", lambda value: isinstance(value, bool))
+
+
+def one_of(*choices):
+    return f"one of {', '.join(choices)}", lambda value: value in choices
+
+
+def option(default, takes, help):
+    """A field of Config, and so a flag. `takes` says what a good value is: in words, and as a predicate."""
+    return dataclasses.field(default=default, metadata={"takes": takes, "help": help})
+
+
+def validate(config):
+    """Raise ValueError, naming the flag and what it takes, at the first field out of its range."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        each = value if isinstance(value, tuple) else (value,)
+        words, is_good = field.metadata["takes"]
+        if value is not None and not all(map(is_good, each)):
+            shown = " ".join(map(str, each))
+            raise ValueError(f"argument --{field.name.replace('_', '-')}: takes {words}, not {shown}")
+
+
+def parse(argv, doc, make_config, trained):
+    """Read the command line: (parser, arguments, config). `make_config(game, quick, **flags)` has the defaults."""
+    first = Parser(add_help=False, allow_abbrev=False)
+    first.add_argument("--game", default="ipd", choices=sorted(GAMES), help="the game (default: ipd)")
+    first.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in 3 minutes")
+    known, _ = first.parse_known_args(argv)
+    defaults = make_config(known.game, known.quick)
+
+    parser = Parser(
+        description=doc, parents=[first], allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")
+    if trained:
+        parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
+    group = parser.add_argument_group(f"settings, with the defaults for --game {known.game}{' --quick' * known.quick}")
+    fields = dataclasses.fields(defaults)[1:]  # all but the game
+    for field in fields:
+        value = getattr(defaults, field.name)
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        settings = {"default": argparse.SUPPRESS, "help": f"{field.metadata['help']} (default: {shown})"}
+        if field.type is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        else:
+            settings["type"] = (typing.get_args(field.type) or (field.type,))[0]  # the float of `float | None`
+            settings["nargs"] = "+" if isinstance(value, tuple) else None
+        group.add_argument("--" + field.name.replace("_", "-"), **settings)
+    args = parser.parse_args(argv)
+    flags = {field.name: getattr(args, field.name) for field in fields if hasattr(args, field.name)}
+    flags = {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
+    try:
+        return parser, args, make_config(args.game, args.quick, **flags)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+# --- end shared ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of a run. The defaults here are the paper's for the IPD (App. E); `make_config` has the others."""
+
+    game: str = option("ipd", one_of(*GAMES), "the game")
+    seed: int = option(0, SEED, "first seed")
+    num_seeds: int = option(1, COUNT, "number of seeds, each a model of its own: seed, seed + 1, ...")
+    # The policies
+    lr: float = option(2.0, STEP, "step size of the policies, the paper's alpha (Eq. 6)")
+    # The model
+    form: str = option("U", one_of("V", "U"), "learn the meta-value V (Eq. 5) or the correction U (Sec. 4.1)")
+    hidden: int = option(64, COUNT, "width of the model (App. D)")
+    blocks: int = option(2, COUNT, "residual blocks in each of the model's two MLPs (App. D, E)")
+    quantiles: int = option(32, COUNT, "quantiles M of the meta-value; 1 is plain regression (Sec. 4)")
+    share_params: bool = option(True, SWITCH, "one parameter set for both players, theta_1 = theta_2 (App. D)")
+    # Its training
+    outer_steps: int = option(2000, COUNT, "outer loops of Algorithm 1")
+    batch_size: int = option(128, COUNT, "trajectories in an outer loop")
+    rollout_length: int = option(100, COUNT, "length T of an exploration trajectory (Algorithm 1)")
+    stride: int = option(10, COUNT, "length k of an on-policy stretch (Algorithm 1); it must divide T")
+    flip_prob: float = option(1 / 16, SHARE, "probability of a sign flip in exploration; 0: no exploration (Sec. 4.3)")
+    fixed_gamma: float | None = option(None, DISCOUNT, "train for this gamma alone, not Beta(1/2, 1/2) (Sec. 4.2)")
+    bootstrap: float = option(0.9, SHARE, "bootstrapping rate lambda of the TD targets; 0 is TD(0) (Sec. 4)")
+    target_inertia: float = option(0.99, DISCOUNT, "inertia rho of the target network; 0: no target network (Sec. 4)")
+    semi_gradient: bool = option(True, SWITCH, "hold the TD target constant; if not, Eq. 7 is minimised by both sides")
+    model_lr: float = option(1e-4, STEP, "learning rate eta of the model (Algorithm 1)")
+    adam_b2: float = option(0.999, DISCOUNT, "Adam's decay of the second moment (not in the paper: optax's default)")
+    weight_decay: float = option(1e-2, STEP, "weight decay of AdamW (App. E)")
+    # Evaluation
+    eval_gammas: tuple[float, ...] = option(
+        (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999), DISCOUNT, "meta-discounts to evaluate (Figs. 2, 3a)"
+    )
+    eval_pairs: int = option(256, COUNT, "policy pairs for each gamma and seed (Sec. 5.2)")
+    eval_steps: int = option(500, COUNT, "steps that they are followed for")
+
+    def __post_init__(self):
+        validate(self)
+        if self.rollout_length % self.stride:
+            words = f"takes a divisor of --rollout-length {self.rollout_length}, not {self.stride}"
+            raise ValueError(f"argument --stride: {words}")
+        if self.target_inertia and not self.semi_gradient:
+            raise ValueError("argument --no-semi-gradient: takes --target-inertia 0, no target network, beside it")
+
+
+PLANAR = dict(
+    lr=1.0, form="V", blocks=1, quantiles=16, outer_steps=1000, rollout_length=50, stride=50, flip_prob=0.0,
+    bootstrap=0.0, target_inertia=0.0, semi_gradient=False, model_lr=1e-3, weight_decay=0.0,
+    eval_gammas=(0.0, 0.8, 0.85, 0.9, 0.95, 0.99), eval_pairs=32, eval_steps=200,
+)  # fmt: skip
+QUICK = dict(outer_steps=200, model_lr=1e-3, adam_b2=0.99, eval_gammas=(0.0, 0.5, 0.9, 0.95, 0.99), eval_pairs=64)
+QUICK_PLANAR = dict(outer_steps=300)
+
+
+def make_config(game: str, quick: bool = False, **changes) -> Config:
+    """The paper's settings for a game (App. D for planar ones, App. E for iterated ones), with changes."""
+    planar = GAMES[game].planar
+    settings = dict(game=game, share_params=GAMES[game].symmetric)
+    settings |= PLANAR if planar else {}
+    settings |= (QUICK_PLANAR if planar else QUICK) if quick else {}
+    if changes.get("fixed_gamma") is not None:
+        settings["eval_gammas"] = (changes["fixed_gamma"],)
+    return Config(**settings | changes)
+
+
+# --- shared: network ---
+def linear_init(key: jax.Array, inputs: int, outputs: int) -> dict:
+    return {"w": jax.random.normal(key, (inputs, outputs)) / inputs**0.5, "b": jnp.zeros(outputs)}
+
+
+def linear(params: dict, x: jax.Array) -> jax.Array:
+    return x @ params["w"] + params["b"]
+
+
+def layer_norm(x: jax.Array) -> jax.Array:
+    """Zero mean, unit variance over the units. No learned scale and shift."""
+    return (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-6)
+
+
+def mlp_init(key: jax.Array, inputs: int, width: int, blocks: int) -> dict:
+    first, last, *keys = jax.random.split(key, 2 + 2 * blocks)
+    return {
+        "first": linear_init(first, inputs, width),
+        "blocks": [
+            {"in": linear_init(a, width, width), "out": linear_init(b, width, width), "gate": jnp.zeros(width)}
+            for a, b in zip(keys[::2], keys[1::2])
+        ],
+        "last": linear_init(last, width, width),
+    }
+
+
+def mlp(params: dict, x: jax.Array, last=jax.nn.gelu) -> jax.Array:
+    """Residual blocks between two layer-normalised nonlinear layers (App. D). (..., inputs) -> (..., width)."""
+    h = jax.nn.gelu(layer_norm(linear(params["first"], x)))
+    for block in params["blocks"]:
+        gate = jax.nn.sigmoid(block["gate"])  # learned, one for each unit
+        h = gate * h + (1 - gate) * linear(block["out"], jax.nn.gelu(layer_norm(linear(block["in"], h))))
+    return last(layer_norm(linear(params["last"], h)))
+
+
+# --- end shared ---
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Parameters theta of the meta-value of App. D: embed each policy, combine own and other's, read off quantiles."""
+
+    embed: dict  # MLP, (x_i, gamma_i) -> z_i
+    combine: dict  # MLP, (z_i, z_j) -> h_i
+    readout: dict  # linear, h_i -> M quantiles
+    signed: bool = dataclasses.field(metadata={"static": True})  # tanh as the last nonlinearity (App. E)
+
+
+def model_init(key: jax.Array, game: Game, config: Config) -> Model | tuple[Model, Model]:
+    """Parameters of the meta-value: one model for both players, or one for each where they share none."""
+    if not config.share_params:
+        shared = dataclasses.replace(config, share_params=True)
+        return tuple(model_init(player_key, game, shared) for player_key in jax.random.split(key))
+    key_embed, key_combine, key_readout = jax.random.split(key, 3)
+    return Model(
+        embed=mlp_init(key_embed, game.n + 1, config.hidden, config.blocks),
+        combine=mlp_init(key_combine, 2 * config.hidden, config.hidden, config.blocks),
+        readout=linear_init(key_readout, config.hidden, config.quantiles),
+        signed=config.flip_prob > 0,
+    )
+
+
+def meta_quantiles(params, game: Game, x: jax.Array, gamma: jax.Array, signs=1.0, detach=False) -> jax.Array:
+    """Quantiles of the players' meta-values, normalised (App. A) to units of return: V or U, as it was trained.
+
+    Args:
+      params: a `Model`, or a pair of them where the players share none.
+      x: joint policy, (2, n).
+      gamma: the players' meta-discounts, (2,).
+      signs: flips of the last hidden layer's units, (2, hidden) of -1 and 1 (Sec. 4.3).
+      detach: hold each player's representation of the other constant, so that the gradient of the sum over players
+        by x is the simultaneous gradient: one backward pass for both players.
+
+    Returns:
+      (2, M).
+    """
+    if isinstance(params, tuple):
+        return jnp.stack([meta_quantiles(params[i], game, x, gamma, signs, detach)[i] for i in (0, 1)])
+    z = mlp(params.embed, jnp.concatenate([game.features(x), gamma[:, None]], -1))  # (2, hidden)
+    z_other = jax.lax.stop_gradient(z[::-1]) if detach else z[::-1]
+    last = jnp.tanh if params.signed else jax.nn.gelu
+    h = mlp(params.combine, jnp.concatenate([z, z_other], -1), last)  # (2, hidden)
+    return linear(params.readout, signs * h)
+
+
+def meta_value(params, game: Game, x: jax.Array, gamma: jax.Array) -> jax.Array:
+    """The players' meta-values V(x; theta, gamma) (or U), the mean of the quantiles. (2, n), (2,) -> (2,)."""
+    return meta_quantiles(params, game, x, gamma).mean(-1)
+
+
+def model_gradient(params, game: Game, x: jax.Array, gamma: jax.Array, signs=1.0) -> jax.Array:
+    """The simultaneous gradient of `meta_value` by one backward pass, the units' signs flipped by `signs`. (2, n)."""
+    return jax.grad(lambda x: meta_quantiles(params, game, x, gamma, signs, detach=True).mean(-1).sum())(x)
+
+
+def meva_gradient(params, game: Game, x: jax.Array, gamma: jax.Array, config: Config) -> jax.Array:
+    """The field that policies follow: grad V (Eq. 6), or grad f + gamma grad U (Sec. 4.1). (2, n), (2,) -> (2, n)."""
+    gradient = model_gradient(params, game, x, gamma)
+    if config.form == "U":
+        gradient = simultaneous_gradient(game.f, x) + gamma[:, None] * gradient
+    return gradient
+
+
+def lambda_returns(rewards: jax.Array, values: jax.Array, gamma: jax.Array, bootstrap: float) -> jax.Array:
+    """TD targets of Algorithm 1, for each quantile, by the normalised Bellman equation of App. A:
+
+        Y(t) = (1 - gamma) r(t) + gamma ((1 - lambda) U(x(t + 1)) + lambda Y(t + 1)),    Y(k) = U(x(k)).
+
+    Args:
+      rewards: r(0), ..., r(k - 1), (k, 2).
+      values: quantiles of U at x(1), ..., x(k), (k, 2, M).
+      gamma: the players' meta-discounts, (2,).
+      bootstrap: the paper's lambda.
+
+    Returns:
+      Y(0), ..., Y(k - 1), (k, 2, M).
+    """
+    gamma = gamma[:, None]
+
+    def back_up(target, step):
+        reward, value = step
+        target = (1 - gamma) * reward[:, None] + gamma * ((1 - bootstrap) * value + bootstrap * target)
+        return target, target
+
+    return jax.lax.scan(back_up, values[-1], (rewards, values), reverse=True)[1]
+
+
+def quantile_loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+    """Quantile regression with the Huber loss, D of App. C (Dabney et al., 2018, Eq. 10). (..., M), (..., M) -> (...).
+
+    sum_i mean_j |tau_i - [e_ij < 0]| huber(e_ij), with e_ij = target_j - prediction_i and tau_i = (i + 1/2) / M.
+    """
+    count = predictions.shape[-1]
+    tau = (jnp.arange(count) + 0.5) / count
+    loss = jnp.zeros_like(predictions)
+    for j in range(count):  # unrolled: ten times faster on a CPU than one (..., M, M) broadcast
+        error = targets[..., j : j + 1] - predictions
+        loss += jnp.abs(tau - (error < 0)) * optax.losses.huber_loss(error)
+    return loss @ jnp.full(count, 1 / count)  # not loss.sum(-1), which XLA would fuse with the loop into scalar code
+
+
+def td_loss(params, target_params, game: Game, xs: jax.Array, gamma: jax.Array, config: Config):
+    """Loss L of Algorithm 1 (Eq. 7) on one on-policy stretch x(0), ..., x(k). (k + 1, 2, n), (2,) -> loss, TD error.
+
+    The TD error is mean |E target - E prediction|, in units of return.
+    """
+    quantiles = jax.vmap(meta_quantiles, (None, None, 0, None))
+    if config.target_inertia:
+        predictions = quantiles(params, game, xs[:-1], gamma)  # (k, 2, M)
+        values = quantiles(target_params, game, xs[1:], gamma)
+    else:
+        predictions = quantiles(params, game, xs, gamma)
+        predictions, values = predictions[:-1], predictions[1:]
+    rewards = jax.vmap(game.f)(xs[1:] if config.form == "U" else xs[:-1])  # U(x) looks one step ahead
+    targets = lambda_returns(rewards, values, gamma, config.bootstrap)
+    if config.semi_gradient:
+        targets = jax.lax.stop_gradient(targets)
+    error = jnp.abs(targets.mean(-1) - predictions.mean(-1)).mean()
+    return quantile_loss(predictions, targets).mean(), error
+
+
+class TrainState(typing.NamedTuple):
+    """What changes while a model is trained."""
+
+    params: Model | tuple[Model, Model]  # theta
+    target_params: Model | tuple[Model, Model]  # theta bar
+    opt_state: optax.OptState
+    step: jax.Array  # outer loops done
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    return optax.adamw(config.model_lr, b2=config.adam_b2, weight_decay=config.weight_decay)
+
+
+def train_init(key: jax.Array, config: Config) -> TrainState:
+    """The state before the first outer loop."""
+    params = model_init(jax.random.fold_in(key, 0), GAMES[config.game], config)
+    return TrainState(params, params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32))
+
+
+def draw_gammas(key: jax.Array, config: Config) -> jax.Array:
+    """Meta-discounts of both players for each trajectory (Sec. 4.2), (batch, 2)."""
+    if config.fixed_gamma is not None:
+        return jnp.full((config.batch_size, 2), config.fixed_gamma)
+    # Beta(1/2, 1/2) is the arcsine distribution: its quantile function is much cheaper than jax.random.beta.
+    return jnp.sin(jnp.pi / 2 * jax.random.uniform(key, (config.batch_size, 2))) ** 2
+
+
+def draw_signs(key: jax.Array, config: Config) -> jax.Array:
+    """Sign flips of the last hidden layer, one draw for each player and trajectory (Sec. 4.3), (batch, 2, hidden)."""
+    return 1.0 - 2.0 * jax.random.bernoulli(key, config.flip_prob, (config.batch_size, 2, config.hidden))
+
+
+def explore(params, game: Game, x: jax.Array, gamma: jax.Array, signs: jax.Array, config: Config) -> jax.Array:
+    """k steps under flipped signs, along the model's gradient alone (Algorithm 1 with footnote 2). (2, n) -> (2, n)."""
+
+    def step(x, _):
+        return x + config.lr * model_gradient(params, game, x, gamma, signs), None
+
+    return jax.lax.scan(step, x, length=config.stride)[0]
+
+
+def rollout(params, game: Game, x: jax.Array, gamma: jax.Array, config: Config) -> jax.Array:
+    """k steps of the policies on-policy (Eq. 6). x(0), (2, n) -> x(0), ..., x(k), (k + 1, 2, n)."""
+
+    def step(x, _):
+        return x + config.lr * meva_gradient(params, game, x, gamma, config), x
+
+    last, xs = jax.lax.scan(step, x, length=config.stride)
+    return jnp.concatenate([xs, last[None]])
+
+
+def update(state: TrainState, game: Game, xs: jax.Array, gamma: jax.Array, config: Config):
+    """One step of the model on a batch of stretches, (batch, k + 1, 2, n) and (batch, 2). Returns (state, metrics)."""
+
+    def batch_loss(params):
+        losses, errors = jax.vmap(td_loss, (None, None, None, 0, 0, None))(
+            params, state.target_params, game, xs, gamma, config
+        )
+        return losses.mean(), errors.mean()
+
+    (loss, error), gradient = jax.value_and_grad(batch_loss, has_aux=True)(state.params)
+    step, opt_state = make_optimizer(config).update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, step)
+    target_params = optax.incremental_update(params, state.target_params, 1 - config.target_inertia)
+    metrics = {"loss": loss, "td_error": error, "gradient_norm": optax.global_norm(gradient)}
+    return state._replace(params=params, target_params=target_params, opt_state=opt_state), metrics
+
+
+def outer_step(key: jax.Array, state: TrainState, config: Config):
+    """One outer loop of Algorithm 1: T / k stretches, a model update on each. Returns (state, metrics).
+
+    Without exploration it is the loop of Sec. 3.3: the on-policy trajectory itself goes on from stretch to stretch.
+    """
+    game = GAMES[config.game]
+    key_x, key_gamma, key_signs, key_stretches = jax.random.split(key, 4)
+    x = jax.vmap(game.init)(jax.random.split(key_x, config.batch_size))  # (batch, 2, n)
+    explore_gamma = draw_gammas(key_gamma, config)
+    signs = draw_signs(key_signs, config)  # both held for all T steps
+
+    def stretch(carry, key):
+        state, x = carry
+        if config.flip_prob:
+            x = jax.vmap(explore, (None, None, 0, 0, 0, None))(state.params, game, x, explore_gamma, signs, config)
+        gamma = draw_gammas(key, config)
+        xs = jax.vmap(rollout, (None, None, 0, 0, None))(state.params, game, x, gamma, config)
+        state, metrics = update(state, game, xs, gamma, config)
+        return (state, x if config.flip_prob else xs[:, -1]), metrics
+
+    keys = jax.random.split(key_stretches, config.rollout_length // config.stride)
+    (state, _), metrics = jax.lax.scan(stretch, (state, x), keys)
+    return state._replace(step=state.step + 1), jax.tree.map(jnp.mean, metrics)
+
+
+MONITOR_PAIRS = 32  # policy pairs of the self-play curve
+MONITOR_GAMMA = 0.95
+
+
+def chunk_length(config: Config) -> int:
+    """Outer loops between two checkpoints: the largest divisor of `outer_steps` up to 25, so all chunks are alike."""
+    return max(length for length in range(1, 26) if config.outer_steps % length == 0)
+
+
+def train_chunk(key: jax.Array, state: TrainState, config: Config):
+    """One chunk of training, for one seed. `key` is the seed's, whatever the chunk. Returns (state, metrics).
+
+    The metrics are `loss`, `td_error` and `gradient_norm`, one for each outer loop, and at the end of the chunk
+    `self_play_curve`, the mean return of 32 policy pairs followed at gamma = .95 (or at --fixed-gamma).
+    """
+    game = GAMES[config.game]
+    keys = jax.vmap(partial(jax.random.fold_in, key))(1 + state.step + jnp.arange(chunk_length(config)))
+    state, metrics = jax.lax.scan(lambda state, key: outer_step(key, state, config), state, keys)
+
+    gamma = jnp.full(2, MONITOR_GAMMA if config.fixed_gamma is None else config.fixed_gamma)
+    starts = jax.vmap(game.init)(jax.random.split(jax.random.fold_in(key, 0), MONITOR_PAIRS))  # always the same
+    field = partial(meva_gradient, state.params, game, gamma=gamma, config=config)
+    ends, _ = jax.vmap(lambda x: follow(field, x, config.lr, config.eval_steps))(starts)
+    return state, metrics | {"self_play_curve": jax.vmap(game.f)(ends).mean()[None]}
+
+
+def train(key: jax.Array, config: Config):
+    """Train one model: a pure function, to be jitted (config static) and mapped over keys as one likes.
+
+    Returns:
+      params: a `Model`, or a pair of them where the players share none.
+      metrics: `loss`, `td_error`, `gradient_norm`, (outer_steps,), and `self_play_curve`, (chunks,).
+    """
+    chunks = config.outer_steps // chunk_length(config)
+    state, metrics = jax.lax.scan(
+        lambda state, _: train_chunk(key, state, config), train_init(key, config), length=chunks
+    )
+    return state.params, jax.tree.map(jnp.ravel, metrics)
+
+
+# --- shared: running ---
+def over(function):
+    """Map over the leading axis: all at once on an accelerator, in turn on a CPU, where batched weights are slow."""
+    if jax.default_backend() == "cpu":
+        return lambda *args: jax.lax.map(lambda one: function(*one), args)
+    return jax.vmap(function)
+
+
+def seed_keys(config) -> tuple[jax.Array, jax.Array]:
+    """For each seed a key to train with and one to evaluate with, (num_seeds,) each."""
+    seeds = jnp.arange(config.num_seeds, dtype=jnp.uint32) + config.seed
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
+    return keys[:, 0], keys[:, 1]
+
+
+def prepare_folders(out: pathlib.Path, parser: Parser) -> tuple[pathlib.Path, pathlib.Path]:
+    """Make `results` and `figures` in `out`, or end with status 2 where nothing can be written."""
+    folders = out / "results", out / "figures"
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            parser.error(f"argument --out: takes a folder that can be written, not {out} ({error.strerror})")
+    return folders
+
+
+def describe(config) -> str:
+    """The configuration with the versions and the device that it runs on, as JSON."""
+    versions = {module.__name__: module.__version__ for module in (jax, optax, np)}
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
+    run_on = {"python": platform.python_version(), **versions, "device": device}
+    return json.dumps(dataclasses.asdict(config) | {"run_on": run_on})
+
+
+def flatten(prefix: str, tree) -> dict[str, np.ndarray]:
+    """The leaves of a pytree by name, `prefix/path/to/leaf`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}": np.asarray(x) for path, x in leaves}
+
+
+def write_npz(path: pathlib.Path, arrays: dict):
+    """Write beside the name and move into place, so that no file is ever half written."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        np.savez_compressed(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+# --- end shared ---
+
+
+# --- shared: training ---
+def trained_config(config) -> dict:
+    """What a checkpoint must agree with: the configuration, but for how the result is evaluated."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if not name.startswith("eval_")}
+
+
+def save_checkpoint(path: pathlib.Path, state: TrainState, curves: dict, config):
+    arrays = flatten("state", state) | flatten("curves", curves)
+    write_npz(path, arrays | {"config": json.dumps(trained_config(config))})
+
+
+def load_checkpoint(path: pathlib.Path, like: TrainState, config) -> tuple[TrainState, dict]:
+    """Read (state, curves); `like` has the state's structure. Raises ValueError, naming the flag, for a bad file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        saved, now = json.loads(str(arrays.pop("config"))), trained_config(config)
+        differ = [f"--{name.replace('_', '-')} {saved[name]}" for name in now if saved[name] != now[name]]
+        leaves = [arrays[name] for name in flatten("state", jax.tree.map(lambda leaf: 0, like))]
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"argument --resume: takes a whole checkpoint; {path} is damaged ({error})") from None
+    if differ:
+        raise ValueError(f"argument --resume: takes the settings of {path}, which has {', '.join(differ)}")
+    curves = {name.removeprefix("curves/"): curve for name, curve in arrays.items() if name.startswith("curves/")}
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), curves
+
+
+def run_training(keys: jax.Array, config, checkpoint: pathlib.Path, resume: bool, parser: Parser):
+    """Train all seeds chunk by chunk, with a checkpoint after each. Returns the trained parameters and the curves.
+
+    Where training diverges it ends with status 1, and the checkpoint is the last finite state.
+    """
+    init = jax.jit(over(partial(train_init, config=config)))
+    if resume and checkpoint.exists():
+        try:
+            state, curves = load_checkpoint(checkpoint, jax.eval_shape(init, keys), config)
+        except ValueError as error:
+            parser.error(str(error))
+    else:
+        state, curves = init(keys), {}
+        save_checkpoint(checkpoint, state, curves, config)
+    first = done = int(state.step[0])
+    print(f"training from outer loop {done} to {config.outer_steps}, checkpoints in {checkpoint}", flush=True)
+    if done == config.outer_steps:
+        return state.params, curves
+
+    start = time.perf_counter()
+    chunk = jax.jit(over(partial(train_chunk, config=config))).lower(keys, state).compile()
+    print(f"compiled in {time.perf_counter() - start:.1f} s", flush=True)
+    start = time.perf_counter()
+    while done < config.outer_steps:
+        state, new = jax.device_get(chunk(keys, state))
+        finite = np.isfinite(new["loss"] + new["gradient_norm"]).all(0)  # (step,)
+        if not (finite.all() and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))):
+            step = done + np.append(finite[:-1], False).argmin() + 1  # the chunk's last, where only the state shows it
+            sys.exit(f"{parser.prog}: training diverged at outer loop {step}; {checkpoint} has the state after {done}")
+        curves = {name: np.concatenate([curves[name], new[name]], 1) if curves else new[name] for name in new}
+        done = int(state.step[0])
+        save_checkpoint(checkpoint, state, curves, config)
+        rate = (done - first) / (time.perf_counter() - start)
+        left = datetime.timedelta(seconds=round((config.outer_steps - done) / rate))
+        shown = "  ".join(f"{name} {curve[:, -1].mean():.4g}" for name, curve in new.items())
+        print(f"{done:6d} / {config.outer_steps}  {shown}  {rate:.2f} loops/s  {left} left", flush=True)
+    return state.params, curves
+
+
+# --- end shared ---
+
+
+# --- shared: evaluation ---
+def follow(field, x: jax.Array, lr: float, steps: int) -> tuple[jax.Array, jax.Array]:
+    """Follow x(t + 1) = x(t) + lr field(x(t)). (2, n) -> the last x, (2, n), and those before it, (steps, 2, n)."""
+    return jax.lax.scan(lambda x, _: (x + lr * field(x), x), x, length=steps)
+
+
+def planar_grid() -> jax.Array:
+    """The surveyed area of Fig. 2b: 29 x 29 joint policies on [-10, 10]^2, x_1 along the columns. (29, 29, 2)."""
+    line = jnp.linspace(-10.0, 10.0, 29)
+    return jnp.stack(jnp.meshgrid(line, line), -1)
+
+
+def evaluate_planar(key: jax.Array, game: Game, field, strength: jax.Array, config) -> dict[str, jax.Array]:
+    """Basins and sample trajectories under `field(x, strengths)`, both players of the same strength (Fig. 2)."""
+    own_field = partial(field, strengths=jnp.full(2, strength))
+    grid = planar_grid()[..., None]  # (29, 29, 2, 1)
+    endpoints = jax.vmap(jax.vmap(lambda x: follow(own_field, x, config.lr, config.eval_steps)[0]))(grid)[..., 0]
+    starts = jax.vmap(game.init)(jax.random.split(key, config.eval_pairs))
+    ends, paths = jax.vmap(lambda x: follow(own_field, x, config.lr, config.eval_steps))(starts)
+    return {
+        "endpoints": endpoints,
+        "basin_fraction": (endpoints > 0).all(-1).mean(),
+        "trajectories": jnp.concatenate([paths, ends[:, None]], 1)[..., 0],
+        "field": config.lr * jax.vmap(jax.vmap(own_field))(grid)[..., 0],
+    }
+
+
+def evaluate_iterated(key: jax.Array, game: Game, field, strength: jax.Array, config) -> dict[str, jax.Array]:
+    """Policy pairs under `field(x, strengths)`: in self-play, against a best response, with a naive learner (Fig. 3).
+
+    Player 1 is the agent, of this strength. In self-play so is player 2; the best response is a fresh policy that
+    follows its own gradient while the agent stands still; the naive learner follows its own gradient from the start.
+    """
+
+    def best_response_field(x):
+        return simultaneous_gradient(game.f, x).at[0].set(0.0)
+
+    def versus_naive_field(x):
+        return simultaneous_gradient(game.f, x).at[0].set(field(x, jnp.stack([strength, jnp.zeros(())]))[0])
+
+    def one_pair(key):
+        key_self, key_response = jax.random.split(key)
+        start = game.init(key_self)
+        policies, _ = follow(partial(field, strengths=jnp.full(2, strength)), start, config.lr, config.eval_steps)
+        response_start = policies.at[1].set(game.init(key_response)[1])
+        responses, _ = follow(best_response_field, response_start, config.lr, config.eval_steps)
+        shaped, _ = follow(versus_naive_field, start, config.lr, config.eval_steps)
+        return {
+            "policies": policies,
+            "response_policies": responses,
+            "versus_naive_policies": shaped,
+            "self_play": game.f(policies),
+            "best_response": game.f(responses),
+            "versus_naive": game.f(shaped),
+        }
+
+    return jax.vmap(one_pair)(jax.random.split(key, config.eval_pairs))
+
+
+# --- end shared ---
+
+
+@partial(jax.jit, static_argnames="config")
+def evaluate(keys: jax.Array, params, config: Config) -> dict[str, jax.Array]:
+    """Evaluate the models of all seeds at every gamma of the sweep (Figs. 2, 3). Arrays (sweep, seed, ...)."""
+    game = GAMES[config.game]
+
+    def one(gamma, key, params):
+        def field(x, strengths):
+            return meva_gradient(params, game, x, strengths, config)
+
+        if not game.planar:
+            return evaluate_iterated(key, game, field, gamma, config)
+        grid = planar_grid()[..., None]
+        values = jax.vmap(jax.vmap(lambda x: meta_value(params, game, x, jnp.full(2, gamma))))(grid)
+        return evaluate_planar(key, game, field, gamma, config) | {"values": values}
+
+    return over(lambda gamma: over(partial(one, gamma))(keys, params))(jnp.array(config.eval_gammas))
+
+
+# --- shared: figure ---
+COLORS = {"naive": "tab:gray", "lola": "tab:orange", "hola": "tab:green", "cola": "tab:purple", "meva": "tab:blue"}
+PANELS = {"self_play": "self-play", "best_response": "against a best response", "versus_naive": "with a naive learner"}
+OPPONENTS = {"self_play": "other agent", "best_response": "best response", "versus_naive": "naive learner"}
+TIT_FOR_TAT = (1, 0, 0, 1, 1)
+
+
+def save_figure(figure, path: pathlib.Path):
+    """Written beside its name and moved into place, like the npz."""
+    part = path.with_name(path.name + ".part")
+    figure.savefig(part, format="png", dpi=150)
+    plt.close(figure)
+    os.replace(part, path)
+
+
+def mean_and_error(samples: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error over axes. Of a single sample the error is nan."""
+    count = math.prod(samples.shape[axis] for axis in axes)
+    mean = samples.mean(axes)
+    return mean, samples.std(axes, ddof=1) / count**0.5 if count > 1 else np.full_like(mean, np.nan)
+
+
+def draw_planar(figure, results: dict, name: str, symbol: str):
+    """Of the first seed, sample trajectories (Fig. 2a) and basins of attraction (Fig. 2b), a column a setting."""
+    axes = figure.subplots(2, len(results["sweep"]), sharex=True, sharey=True, squeeze=False)
+    for i, setting in enumerate(results["sweep"]):
+        top, bottom = axes[:, i]
+        for path in results["trajectories"][i, 0]:  # (time, 2)
+            top.plot(*path.T, color=COLORS[name], linewidth=0.6)
+            top.plot(*path[-1], "o", color="black", markersize=2)
+        in_b = (results["endpoints"][i, 0] > 0).all(-1)
+        bottom.imshow(in_b, origin="lower", extent=(-10, 10, -10, 10), cmap="gray", vmin=0, vmax=1)
+        top.set(title=f"{symbol} = {setting:g}", aspect="equal", xlim=(-10, 10), ylim=(-10, 10))
+        bottom.set(xlabel="$x_1$", title=f"{results['basin_fraction'][i].mean():.1%} to B")
+    axes[0, 0].set_ylabel("trajectories\n$x_2$")
+    axes[1, 0].set_ylabel("basin of B (white)\n$x_2$")
+
+
+def draw_iterated(figure, results: dict, game: Game, name: str, symbol: str):
+    """Returns in self-play, against a best response and with a naive learner (Fig. 3); the policies of self-play."""
+    axes = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.3))
+    ticks = np.arange(len(results["sweep"]))
+    labels = [f"{setting:g}" for setting in results["sweep"]]
+    for axis, (key, title) in zip(axes, PANELS.items()):
+        mean, error = mean_and_error(results[key], (1, 2))  # (sweep, 2)
+        style = dict(markersize=3, capsize=2)
+        axis.errorbar(ticks, mean[:, 0], error[:, 0], color=COLORS[name], marker="o", label=f"{name} agent", **style)
+        axis.errorbar(ticks, mean[:, 1], error[:, 1], color="black", marker="s", label=OPPONENTS[key], ls="--", **style)
+        axis.plot(ticks, results[key].mean(2)[..., 0], color=COLORS[name], linewidth=0.4, alpha=0.6)  # each seed
+        axis.set(title=title, xlabel=symbol, ylabel="expected return per round")
+        axis.set_xticks(ticks, labels, rotation=60)
+        axis.sharey(axes[0])
+        axis.legend(fontsize="small")
+    cooperate = np.exp(-np.logaddexp(0, -results["policies"])).mean((1, 2, 3))  # (sweep, 5)
+    table = np.concatenate([cooperate, [TIT_FOR_TAT]]).T
+    image = axes[3].imshow(table, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    for (row, column), share in np.ndenumerate(table):
+        color = "black" if share > 0.5 else "white"
+        axes[3].text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=6, color=color)
+    axes[3].set(title="policies in self-play", xlabel=symbol, ylabel="state, own action first")
+    axes[3].set_xticks(range(len(labels) + 1), [*labels, "tit-for-tat"], rotation=60)
+    axes[3].set_yticks(range(5), game.labels)
+    figure.colorbar(image, ax=axes[3], label="probability of cooperating")
+
+
+# --- end shared ---
+
+
+# --- shared: curves ---
+CURVES = {"loss": "loss", "td_error": "TD error (return)", "self_play_curve": "self-play return"}
+
+
+def draw_curves(figure, results: dict, name: str, outer_steps: int):
+    """Training curves, a thin line for each seed and a thick one for their mean."""
+    for axis, (key, label) in zip(figure.subplots(1, len(CURVES)), CURVES.items()):
+        curves = results[key]  # (seed, step)
+        steps = np.linspace(0, outer_steps, curves.shape[1] + 1)[1:]
+        axis.plot(steps, curves.T, color=COLORS[name], linewidth=0.5, alpha=0.6)
+        axis.plot(steps, curves.mean(0), color=COLORS[name], linewidth=1.2)
+        axis.set(xlabel="outer loops", ylabel=label, yscale="linear" if key == "self_play_curve" else "log")
+
+
+# --- end shared ---
+
+
+def draw(results: dict, config: Config, path: pathlib.Path):
+    """What the paper shows of MeVa on this kind of game (Figs. 2 or 3a), above the training curves."""
+    game = GAMES[config.game]
+    count = len(results["sweep"])
+    figure = plt.figure(figsize=(2 * count + 1, 7) if game.planar else (15, 7), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.6, 1))
+    top.suptitle(f"MeVa, {game.name}: {config.num_seeds} seed(s), form {config.form}")
+    if game.planar:
+        draw_planar(top, results, "meva", r"$\gamma$")
+    else:
+        draw_iterated(top, results, game, "meva", r"meta-discount $\gamma$")
+    draw_curves(bottom, results, "meva", config.outer_steps)
+    save_figure(figure, path)
+
+
+# --- shared: table ---
+def print_table(results: dict, symbol: str):
+    """Means and standard errors over seeds (basins), or over all policy pairs of all seeds (returns per round)."""
+
+    def cells(samples, axes):
+        pairs = zip(*mean_and_error(samples, axes))
+        return [f"{mean:.3f} +- {error:.3f}" if np.isfinite(error) else f"{mean:.3f}" for mean, error in pairs]
+
+    columns = {symbol: [f"{setting:g}" for setting in results["sweep"]]}
+    if "basin_fraction" in results:
+        columns["share of the grid that ends at B"] = cells(results["basin_fraction"], (1,))
+    else:
+        for key, opponent in OPPONENTS.items():
+            columns[f"{PANELS[key]}: agent"] = cells(results[key][..., 0], (1, 2))
+            columns[opponent] = cells(results[key][..., 1], (1, 2))
+    for row in [columns.keys(), *zip(*columns.values())]:
+        print("  ".join(cell.rjust(max(len(title), 15)) for cell, title in zip(row, columns)))
+
+
+# --- end shared ---
+
+
+def main(argv=None):
+    parser, args, config = parse(argv, __doc__, make_config, trained=True)
+    results_folder, figures_folder = prepare_folders(args.out, parser)
+    name = f"meva_{config.game}"
+    print(describe(config), flush=True)
+
+    train_keys, eval_keys = seed_keys(config)
+    try:
+        checkpoint = results_folder / f"{name}.checkpoint.npz"
+        params, curves = run_training(train_keys, config, checkpoint, args.resume, parser)
+        start = time.perf_counter()
+        evaluation = jax.device_get(evaluate(eval_keys, params, config))
+        print(f"evaluated in {time.perf_counter() - start:.1f} s", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the last checkpoint", flush=True)
+        sys.exit(130)
+
+    results = {"config": describe(config), "sweep": np.array(config.eval_gammas, np.float32)} | evaluation
+    if GAMES[config.game].planar:
+        results["grid"] = np.asarray(planar_grid())
+    results |= curves | flatten("params", params)
+    write_npz(results_folder / f"{name}.npz", results)
+    draw(results, config, figures_folder / f"{name}.png")
+    print_table(results, "gamma")
+    print(f"wrote {results_folder / name}.npz and {figures_folder / name}.png")
+
+
+if __name__ == "__main__":
+    main()
