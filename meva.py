@@ -30,20 +30,15 @@ import sys
 import tempfile
 import time
 import typing
-import zipfile
-import zlib
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
+from matplotlib.figure import Figure
 
 from games import GAMES, Game, simultaneous_gradient
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 
 # --- shared: options ---
@@ -60,10 +55,6 @@ STEP = ("a finite number from 0", lambda value: 0 <= value < math.inf)
 SHARE = ("a number in [0, 1]", lambda value: 0 <= value <= 1)
 DISCOUNT = ("a number in [0, 1)", lambda value: 0 <= value < 1)
 SWITCH = ("true or false", lambda value: isinstance(value, bool))
-
-
-def one_of(*choices):
-    return f"one of {', '.join(choices)}", lambda value: value in choices
 
 
 def option(default, takes, help):
@@ -124,13 +115,13 @@ def parse(argv, doc, make_config, trained):
 class Config:
     """All settings of a run. The defaults here are the paper's for the IPD (App. E); `make_config` has the others."""
 
-    game: str = option("ipd", one_of(*GAMES), "the game")
+    game: str = option("ipd", (f"one of {', '.join(GAMES)}", GAMES.__contains__), "the game")
     seed: int = option(0, SEED, "first seed")
     num_seeds: int = option(1, COUNT, "number of seeds, each a model of its own: seed, seed + 1, ...")
     # The policies
     lr: float = option(2.0, STEP, "step size of the policies, the paper's alpha (Eq. 6)")
     # The model
-    form: str = option("U", one_of("V", "U"), "learn the meta-value V (Eq. 5) or the correction U (Sec. 4.1)")
+    form: str = option("U", ("V or U", ("V", "U").__contains__), "the meta-value V (Eq. 5) or correction U (Sec. 4.1)")
     hidden: int = option(64, COUNT, "width of the model (App. D)")
     blocks: int = option(2, COUNT, "residual blocks in each of the model's two MLPs (App. D, E)")
     quantiles: int = option(32, COUNT, "quantiles M of the meta-value; 1 is plain regression (Sec. 4)")
@@ -146,7 +137,7 @@ class Config:
     target_inertia: float = option(0.99, DISCOUNT, "inertia rho of the target network; 0: no target network (Sec. 4)")
     semi_gradient: bool = option(True, SWITCH, "hold the TD target constant; if not, Eq. 7 is minimised by both sides")
     model_lr: float = option(1e-4, STEP, "learning rate eta of the model (Algorithm 1)")
-    adam_b2: float = option(0.999, DISCOUNT, "Adam's decay of the second moment (not in the paper: optax's default)")
+    adam_b2: float = option(0.99, DISCOUNT, "Adam's decay of the second moment (the authors' code, not in the paper)")
     weight_decay: float = option(1e-2, STEP, "weight decay of AdamW (App. E)")
     # Evaluation
     eval_gammas: tuple[float, ...] = option(
@@ -169,8 +160,8 @@ PLANAR = dict(
     bootstrap=0.0, target_inertia=0.0, semi_gradient=False, model_lr=1e-3, weight_decay=0.0,
     eval_gammas=(0.0, 0.8, 0.85, 0.9, 0.95, 0.99), eval_pairs=32, eval_steps=200,
 )  # fmt: skip
-QUICK = dict(outer_steps=200, model_lr=1e-3, adam_b2=0.99, eval_gammas=(0.0, 0.5, 0.9, 0.95, 0.99), eval_pairs=64)
-QUICK_PLANAR = dict(outer_steps=300)
+QUICK = dict(outer_steps=250, batch_size=64, model_lr=1e-3, eval_gammas=(0.0, 0.5, 0.9, 0.95, 0.99), eval_pairs=64)
+QUICK_PLANAR = dict(outer_steps=600)
 
 
 def make_config(game: str, quick: bool = False, **changes) -> Config:
@@ -410,7 +401,7 @@ def update(state: TrainState, game: Game, xs: jax.Array, gamma: jax.Array, confi
     step, opt_state = make_optimizer(config).update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, step)
     target_params = optax.incremental_update(params, state.target_params, 1 - config.target_inertia)
-    metrics = {"loss": loss, "td_error": error, "gradient_norm": optax.global_norm(gradient)}
+    metrics = {"loss": loss, "td_error": error, "gradient_norm": optax.tree.norm(gradient)}
     return state._replace(params=params, target_params=target_params, opt_state=opt_state), metrics
 
 
@@ -459,7 +450,8 @@ def train_chunk(key: jax.Array, state: TrainState, config: Config):
     state, metrics = jax.lax.scan(lambda state, key: outer_step(key, state, config), state, keys)
 
     gamma = jnp.full(2, MONITOR_GAMMA if config.fixed_gamma is None else config.fixed_gamma)
-    starts = jax.vmap(game.init)(jax.random.split(jax.random.fold_in(key, 0), MONITOR_PAIRS))  # always the same
+    monitor_key = jax.random.fold_in(key, 1 + config.outer_steps)  # always the same, to see the change of the model
+    starts = jax.vmap(game.init)(jax.random.split(monitor_key, MONITOR_PAIRS))
     field = partial(meva_gradient, state.params, game, gamma=gamma, config=config)
     ends, _ = jax.vmap(lambda x: follow(field, x, config.lr, config.eval_steps))(starts)
     return state, metrics | {"self_play_curve": jax.vmap(game.f)(ends).mean()[None]}
@@ -552,7 +544,7 @@ def load_checkpoint(path: pathlib.Path, like: TrainState, config) -> tuple[Train
         saved, now = json.loads(str(arrays.pop("config"))), trained_config(config)
         differ = [f"--{name.replace('_', '-')} {saved[name]}" for name in now if saved[name] != now[name]]
         leaves = [arrays[name] for name in flatten("state", jax.tree.map(lambda leaf: 0, like))]
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # whatever numpy raises on a damaged file
         raise ValueError(f"argument --resume: takes a whole checkpoint; {path} is damaged ({error})") from None
     if differ:
         raise ValueError(f"argument --resume: takes the settings of {path}, which has {', '.join(differ)}")
@@ -610,7 +602,7 @@ def follow(field, x: jax.Array, lr: float, steps: int) -> tuple[jax.Array, jax.A
 
 def planar_grid() -> jax.Array:
     """The surveyed area of Fig. 2b: 29 x 29 joint policies on [-10, 10]^2, x_1 along the columns. (29, 29, 2)."""
-    line = jnp.linspace(-10.0, 10.0, 29)
+    line = jnp.arange(-14, 15) * 10 / 14
     return jnp.stack(jnp.meshgrid(line, line), -1)
 
 
@@ -693,7 +685,6 @@ def save_figure(figure, path: pathlib.Path):
     """Written beside its name and moved into place, like the npz."""
     part = path.with_name(path.name + ".part")
     figure.savefig(part, format="png", dpi=150)
-    plt.close(figure)
     os.replace(part, path)
 
 
@@ -771,7 +762,7 @@ def draw(results: dict, config: Config, path: pathlib.Path):
     """What the paper shows of MeVa on this kind of game (Figs. 2 or 3a), above the training curves."""
     game = GAMES[config.game]
     count = len(results["sweep"])
-    figure = plt.figure(figsize=(2 * count + 1, 7) if game.planar else (15, 7), layout="constrained")
+    figure = Figure(figsize=(2 * count + 1, 7) if game.planar else (15, 7), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.6, 1))
     top.suptitle(f"MeVa, {game.name}: {config.num_seeds} seed(s), form {config.form}")
     if game.planar:

@@ -1,0 +1,831 @@
+"""Every test. `python -m pytest -q` runs them on a CPU in a few minutes.
+
+Oracles are independent of the code: closed forms, finite differences in float64, simulations and plain Python loops.
+"""
+
+import atexit
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from matplotlib.image import imread
+
+import games
+import meva
+from games import GAMES, Game, simultaneous_gradient
+
+# Many tests run the same programs, in this process and in others: compile each once.
+CACHE = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ |= {"JAX_COMPILATION_CACHE_DIR": CACHE, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+jax.config.update("jax_compilation_cache_dir", CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+ROOT = pathlib.Path(__file__).parent
+C, D = 30.0, -30.0  # log-odds of playing C, D for certain
+POLICIES = {
+    "all-C": (C, C, C, C, C),
+    "all-D": (D, D, D, D, D),
+    "tit-for-tat": (C, D, D, C, C),
+    "win-stay-lose-shift": (C, C, D, D, C),
+    "random": (0.0, 0.0, 0.0, 0.0, 0.0),
+}
+ITERATED = [name for name, game in GAMES.items() if not game.planar]
+TINY = dict(outer_steps=29, num_seeds=2, batch_size=4, rollout_length=6, stride=3, hidden=8, blocks=1, quantiles=3)
+TINY_EVAL = dict(eval_gammas=(0.0, 0.9), eval_pairs=3, eval_steps=4)
+
+
+def tiny(game="ipd", **changes):
+    stride = {"stride": 6} if GAMES[game].planar else {}
+    return meva.make_config(game, **{**TINY, **TINY_EVAL, **stride, **changes})
+
+
+def flags(**settings):
+    """Keyword arguments as a command line."""
+    words = []
+    for name, value in settings.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words += [flag if value else flag.replace("--", "--no-", 1)]
+        else:
+            words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
+
+
+def random_policies(game, count, seed=0):
+    return jax.vmap(game.init)(jax.random.split(jax.random.key(seed), count))
+
+
+# games.py
+
+
+@pytest.mark.parametrize(
+    "one, two, expected",
+    [
+        ("all-C", "all-C", (-1, -1)),
+        ("all-D", "all-D", (-2, -2)),
+        ("all-D", "all-C", (0, -3)),
+        ("all-C", "all-D", (-3, 0)),
+        ("tit-for-tat", "tit-for-tat", (-1, -1)),
+        ("tit-for-tat", "all-D", (-2.04, -1.92)),  # (1 - d) (-3) + d (-2) and (1 - d) 0 + d (-2)
+        ("win-stay-lose-shift", "all-D", (-2.510204, -0.979592)),
+        ("random", "random", (-1.5, -1.5)),
+    ],
+)
+def test_ipd_returns_in_closed_form(one, two, expected):
+    returns = GAMES["ipd"].f(jnp.array([POLICIES[one], POLICIES[two]]))
+    np.testing.assert_allclose(returns, expected, atol=1e-5)
+
+
+def test_ipd_gradient_at_random_play():
+    gradient = simultaneous_gradient(GAMES["ipd"].f, jnp.zeros((2, 5)))
+    np.testing.assert_allclose(gradient, [[-0.01, -0.06, -0.06, -0.06, -0.06]] * 2, atol=1e-6)
+
+
+def simulated_distribution(x, discount, rounds=1000):
+    """Follow the chain round by round, keeping who did what as (own, other) pairs of letters."""
+    policy = [dict(zip(("init", "DD", "CD", "DC", "CC"), 1 / (1 + np.exp(-np.float64(row))))) for row in x]
+    states = ("DD", "CD", "DC", "CC")
+
+    def next_state(one, two):
+        return {s: (one if s[0] == "C" else 1 - one) * (two if s[1] == "C" else 1 - two) for s in states}
+
+    now = next_state(policy[0]["init"], policy[1]["init"])
+    total = dict.fromkeys(states, 0.0)
+    for round_ in range(rounds):
+        for s in states:
+            total[s] += (1 - discount) * discount**round_ * now[s]
+        after = [next_state(policy[0][s], policy[1][s[::-1]]) for s in states]  # player 2 sees the letters reversed
+        now = {s: sum(now[r] * step[s] for r, step in zip(states, after)) for s in states}
+    return np.array([total[s] for s in states])
+
+
+def test_state_distribution_against_a_simulation():
+    distribution = jax.jit(games.state_distribution)
+    for x in 2 * random_policies(GAMES["ipd"], 8):
+        share = distribution(x, 0.96)
+        np.testing.assert_allclose(share, simulated_distribution(x, 0.96), atol=1e-5)
+        np.testing.assert_allclose(share.sum(), 1, atol=1e-5)
+    np.testing.assert_allclose(games.state_distribution(x, 0.0), simulated_distribution(x, 0.0, 1), atol=1e-6)
+
+
+def test_a_constant_payoff_adds_itself_to_the_returns():
+    x = random_policies(GAMES["ipd"], 16)
+    payoffs = np.array([[-2.0, -3, 0, -1], [-2, 0, -3, -1]])
+    returns = jax.jit(jax.vmap(games.memory_one_returns, (0, None, None)))
+    np.testing.assert_allclose(returns(x, payoffs + 5, 0.96), returns(x, payoffs, 0.96) + 5, atol=2e-5)
+    zero_sum = returns(x, np.array([payoffs[0], -payoffs[0]]), 0.96)
+    np.testing.assert_allclose(zero_sum[:, 0], -zero_sum[:, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_symmetry_is_as_declared(name):
+    game = GAMES[name]
+    x = random_policies(game, 64)
+    f = jax.jit(jax.vmap(game.f))
+    holds = np.allclose(f(x), f(x[:, ::-1])[:, ::-1], atol=1e-5)
+    assert holds == game.symmetric
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_float32_returns_and_gradients_are_those_of_float64(name):
+    game = GAMES[name]
+    x = random_policies(game, 64)
+    both = jax.jit(lambda x: (jax.vmap(game.f)(x), jax.vmap(partial(simultaneous_gradient, game.f))(x)))
+    single = both(x)
+    assert single[0].dtype == jnp.float32
+    with jax.enable_x64(True):
+        wide = jnp.asarray(np.asarray(x), jnp.float64)
+        double = both(wide)
+        assert double[0].dtype == jnp.float64
+    chex.assert_trees_all_close(single, jax.tree.map(np.asarray, double), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_simultaneous_gradient_against_finite_differences(name):
+    game = GAMES[name]
+    with jax.enable_x64(True):
+        x = np.asarray(random_policies(game, 1)[0], np.float64)
+        expected, f = np.zeros_like(x), jax.jit(game.f)
+        for i, j in np.ndindex(x.shape):
+            step = np.zeros_like(x)
+            step[i, j] = 1e-5
+            expected[i, j] = (f(x + step)[i] - f(x - step)[i]) / 2e-5
+        gradient = jax.jit(partial(simultaneous_gradient, game.f))(x)
+        np.testing.assert_allclose(gradient, expected, atol=1e-8)
+
+
+def test_logistic_game_has_its_two_fixed_points_and_the_saddle():
+    f, b = GAMES["logistic"].f, jnp.full((2, 1), 5.0307)
+    np.testing.assert_allclose(f(b), 3.8584, atol=1e-4)
+    np.testing.assert_allclose(f(-b), -0.0897, atol=1e-4)
+    for x in (b, -b, 0 * b):
+        np.testing.assert_allclose(simultaneous_gradient(f, x), 0, atol=1e-4)
+    jacobian = jax.jit(jax.jacobian(lambda x: simultaneous_gradient(f, x[:, None])[:, 0]))
+    assert np.linalg.eigvals(jacobian(b[:, 0])).real.max() < 0
+    assert np.linalg.eigvals(jacobian(-b[:, 0])).real.max() < 0
+    assert np.linalg.eigvals(jacobian(jnp.zeros(2))).real.max() > 0
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_games_keep_their_shapes(name):
+    game = GAMES[name]
+    x = game.init(jax.random.key(0))
+    chex.assert_shape([x, game.features(x)], (2, game.n))
+    chex.assert_shape(game.f(x), (2,))
+    assert game.name == name and len(game.labels) == game.n
+    changed = x.at[1].add(1.0)  # the one-backward-pass gradient needs each player's features to be its own
+    np.testing.assert_array_equal(game.features(x)[0], game.features(changed)[0])
+
+
+# meva.py: the pieces
+
+meta_value = jax.jit(meva.meta_value, static_argnames="game")
+model_gradient = jax.jit(meva.model_gradient, static_argnames="game")
+meva_gradient = jax.jit(meva.meva_gradient, static_argnames=("game", "config"))
+train = jax.jit(meva.train, static_argnames="config")
+gradient_of = jax.jit(simultaneous_gradient, static_argnames="f")
+
+
+def make_model(game="ipd", **changes):
+    config = tiny(game, **changes)
+    return meva.model_init(jax.random.key(1), GAMES[game], config), config
+
+
+@pytest.mark.parametrize("game", ["logistic", "ipd"])
+@pytest.mark.parametrize("share_params", [True, False])
+def test_one_backward_pass_gives_the_simultaneous_gradient(game, share_params):
+    params, _ = make_model(game, share_params=share_params)
+    gamma = jnp.array([0.3, 0.8])
+    two_passes = jax.jit(partial(simultaneous_gradient, lambda x: meva.meta_value(params, GAMES[game], x, gamma)))
+    for x in random_policies(GAMES[game], 4):
+        chex.assert_trees_all_close(model_gradient(params, GAMES[game], x, gamma), two_passes(x), rtol=1e-4, atol=1e-6)
+
+
+def test_players_of_one_model_are_treated_alike_and_two_models_differ():
+    game, gamma, x = GAMES["ipd"], jnp.array([0.3, 0.8]), GAMES["ipd"].init(jax.random.key(2))
+    shared, _ = make_model(share_params=True)
+    value, swapped = meta_value(shared, game, x, gamma), meta_value(shared, game, x[::-1], gamma[::-1])
+    chex.assert_trees_all_close(value, swapped[::-1], rtol=1e-5)
+    one, two = make_model(share_params=False)[0]
+    expected = [meta_value(one, game, x, gamma)[0], meta_value(two, game, x, gamma)[1]]
+    np.testing.assert_allclose(meta_value((one, two), game, x, gamma), expected, rtol=1e-6)
+    assert abs(meta_value(one, game, x, gamma)[1] - expected[1]) > 1e-4
+
+
+def test_the_field_is_eq_6_in_form_v_and_the_correction_in_form_u():
+    game, gamma, x = GAMES["ipd"], jnp.array([0.3, 0.8]), GAMES["ipd"].init(jax.random.key(2))
+    for form in "VU":
+        params, config = make_model(form=form)
+        learned = gradient_of(lambda x: meta_value(params, game, x, gamma), x)
+        naive = gradient_of(game.f, x)
+        expected = learned if form == "V" else naive + gamma[:, None] * learned
+        field = meva_gradient(params, game, x, gamma, config)
+        chex.assert_trees_all_close(field, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_network_is_the_one_of_appendix_d():
+    """An independent forward pass in numpy, with blocks, gates and normalisation written out."""
+    params, config = make_model(blocks=2, flip_prob=0.1)
+    game, gamma = GAMES["ipd"], np.array([0.3, 0.8])
+    x = np.asarray(game.init(jax.random.key(2)))
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+
+    def normalised(x):
+        return (x - x.mean()) / np.sqrt(x.var() + 1e-6)
+
+    def gelu(x):
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+    def mlp(p, x, last):
+        h = gelu(normalised(x @ p["first"]["w"] + p["first"]["b"]))
+        for block in p["blocks"]:
+            gate = 1 / (1 + np.exp(-block["gate"]))
+            inner = gelu(normalised(h @ block["in"]["w"] + block["in"]["b"]))
+            h = gate * h + (1 - gate) * (inner @ block["out"]["w"] + block["out"]["b"])
+        return last(normalised(h @ p["last"]["w"] + p["last"]["b"]))
+
+    seen = 1 / (1 + np.exp(-x))
+    z = [mlp(p.embed, np.append(seen[i], gamma[i]), gelu) for i in (0, 1)]
+    h = [mlp(p.combine, np.concatenate([z[i], z[1 - i]]), np.tanh) for i in (0, 1)]
+    expected = [h[i] @ p.readout["w"] + p.readout["b"] for i in (0, 1)]
+    np.testing.assert_allclose(meva.meta_quantiles(params, game, x, gamma), expected, atol=1e-5)
+    assert len(p.embed["blocks"]) == len(p.combine["blocks"]) == config.blocks
+
+
+def test_lambda_returns_against_a_loop():
+    k, quantiles, lam = 5, 3, 0.7
+    rng = np.random.default_rng(0)
+    rewards, values, gamma = rng.normal(size=(k, 2)), rng.normal(size=(k, 2, quantiles)), np.array([0.4, 0.9])
+    expected = np.zeros((k, 2, quantiles))
+    for i in range(2):
+        for q in range(quantiles):
+            target = values[k - 1, i, q]
+            for t in reversed(range(k)):
+                mixed = (1 - lam) * values[t, i, q] + lam * target
+                target = expected[t, i, q] = (1 - gamma[i]) * rewards[t, i] + gamma[i] * mixed
+    np.testing.assert_allclose(meva.lambda_returns(rewards, values, gamma, lam), expected, atol=1e-5)
+    td0 = (1 - gamma[:, None]) * rewards[..., None] + gamma[:, None] * values
+    np.testing.assert_allclose(meva.lambda_returns(rewards, values, gamma, 0.0), td0, atol=1e-5)
+
+
+def test_a_standing_policy_is_worth_its_return_at_any_gamma():
+    """App. A: the normalised Bellman equation keeps V = f where x does not move, whatever gamma and lambda."""
+    f = jnp.array([-1.2, 0.7])
+    rewards, values = jnp.tile(f, (6, 1)), jnp.tile(f[:, None], (6, 1, 4))
+    for gamma in (0.0, 0.5, 0.999):
+        for lam in (0.0, 0.9, 1.0):
+            targets = meva.lambda_returns(rewards, values, jnp.full(2, gamma), lam)
+            chex.assert_trees_all_close(targets, values, atol=1e-6)
+
+
+def test_quantile_loss_against_a_loop():
+    rng = np.random.default_rng(0)
+    predictions, targets = 2 * rng.normal(size=(2, 6, 5))
+    for prediction, target, loss in zip(predictions, targets, meva.quantile_loss(predictions, targets)):
+        expected = 0.0
+        for i in range(5):
+            for j in range(5):
+                error = target[j] - prediction[i]
+                huber = 0.5 * error**2 if abs(error) <= 1 else abs(error) - 0.5
+                expected += abs((i + 0.5) / 5 - (error < 0)) * huber / 5
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_one_quantile_is_plain_regression():
+    predictions, targets = jnp.array([[0.3]]), jnp.array([[-0.4]])
+    np.testing.assert_allclose(meva.quantile_loss(predictions, targets), 0.25 * 0.7**2, rtol=1e-6)
+
+
+def test_quantile_regression_finds_the_quantiles():
+    """Minimised over predictions, the loss gives back the spread-out order of a sample's quantiles."""
+    sample = jnp.sort(10 * jax.random.normal(jax.random.key(0), (64,)))
+    predictions = jnp.zeros(64)
+    optimizer = optax.adam(0.3)
+    step = jax.jit(lambda p, s: optimizer.update(jax.grad(meva.quantile_loss)(p, sample), s))
+    state = optimizer.init(predictions)
+    for _ in range(500):
+        updates, state = step(predictions, state)
+        predictions = optax.apply_updates(predictions, updates)
+    np.testing.assert_allclose(predictions[4:-4], sample[4:-4], atol=2.0)  # Huber's kink of width 1 smooths a little
+
+
+def test_gammas_follow_the_arcsine_distribution():
+    gamma = np.asarray(meva.draw_gammas(jax.random.key(0), tiny(batch_size=20000))).ravel()
+    for quantile in (0.1, 0.25, 0.5, 0.75, 0.9):
+        share = 2 / np.pi * np.arcsin(np.sqrt(quantile))  # the distribution function of Beta(1/2, 1/2)
+        np.testing.assert_allclose((gamma < quantile).mean(), share, atol=0.01)
+    assert gamma.min() >= 0 and gamma.max() <= 1
+    assert (meva.draw_gammas(jax.random.key(0), tiny(fixed_gamma=0.5)) == 0.5).all()
+
+
+def test_flipped_signs_change_the_field_and_not_the_parameters():
+    params, config = make_model(hidden=64, batch_size=64)
+    before = jax.tree.map(np.array, params)
+    signs = meva.draw_signs(jax.random.key(0), config)
+    chex.assert_shape(signs, (64, 2, 64))
+    assert set(np.unique(signs)) == {-1.0, 1.0}
+    np.testing.assert_allclose((signs < 0).mean(), 1 / 16, atol=0.01)
+    x, gamma = GAMES["ipd"].init(jax.random.key(2)), jnp.full(2, 0.5)
+    plain = model_gradient(params, GAMES["ipd"], x, gamma)
+    flipped = model_gradient(params, GAMES["ipd"], x, gamma, signs[0])
+    assert np.abs(plain - flipped).max() > 1e-4
+    chex.assert_trees_all_equal(params, before)
+    flipped_readout = dataclasses.replace(  # flips of a unit are flips of its weights in the last layer
+        params, readout={"w": params.readout["w"] * signs[0, 0][:, None], "b": params.readout["b"]}
+    )
+    by_weights = model_gradient(flipped_readout, GAMES["ipd"], x, gamma)
+    chex.assert_trees_all_close(by_weights[0], flipped[0], atol=1e-6)
+
+
+def test_exploration_follows_the_flipped_model_alone_and_a_rollout_the_field():
+    params, config = make_model()
+    game, gamma, x = GAMES["ipd"], jnp.array([0.3, 0.8]), GAMES["ipd"].init(jax.random.key(2))
+    signs = meva.draw_signs(jax.random.key(0), config)[0]
+    end, on_policy = x, [x]
+    for _ in range(config.stride):
+        end = end + config.lr * model_gradient(params, game, end, gamma, signs)
+        on_policy += [on_policy[-1] + config.lr * meva_gradient(params, game, on_policy[-1], gamma, config)]
+    explore = jax.jit(meva.explore, static_argnames=("game", "config"))
+    rollout = jax.jit(meva.rollout, static_argnames=("game", "config"))
+    chex.assert_trees_all_close(explore(params, game, x, gamma, signs, config), end, atol=1e-4)
+    chex.assert_trees_all_close(rollout(params, game, x, gamma, config), jnp.stack(on_policy), atol=1e-4)
+
+
+@pytest.mark.parametrize("flip_prob", [0.25, 0.0])
+def test_a_trajectory_keeps_its_signs_and_gamma_while_each_stretch_gets_new_gammas(monkeypatch, flip_prob):
+    config = tiny(batch_size=2, rollout_length=12, stride=3, flip_prob=flip_prob)
+    explored, followed = [], []
+    explore, rollout = meva.explore, meva.rollout
+
+    def spy_explore(params, game, x, gamma, signs, config):
+        jax.debug.callback(lambda *drawn: explored.append(np.concatenate(drawn, None)), gamma, signs)
+        return explore(params, game, x, gamma, signs, config)
+
+    def spy_rollout(params, game, x, gamma, config):
+        xs = rollout(params, game, x, gamma, config)
+        jax.debug.callback(lambda *drawn: followed.append(drawn), gamma, xs)
+        return xs
+
+    monkeypatch.setattr(meva, "explore", spy_explore)
+    monkeypatch.setattr(meva, "rollout", spy_rollout)
+    key = jax.random.key(0)
+    jax.block_until_ready(jax.jit(meva.outer_step, static_argnames="config")(key, meva.train_init(key, config), config))
+    jax.effects_barrier()
+    assert len(np.unique([gamma for gamma, _ in followed], axis=0)) == len(followed) == 2 * 4  # batch x stretches
+    if flip_prob:
+        assert len(explored) == 2 * 4
+        assert len(np.unique(explored, axis=0)) == 2  # one draw for each trajectory
+    else:  # the on-policy trajectory itself goes on
+        assert not explored
+        starts, ends = ([tuple(np.ravel(xs[at])) for _, xs in followed] for at in (0, -1))
+        assert sum(start in ends for start in starts) == 2 * 3
+
+
+def test_target_network_is_a_moving_average():
+    config = tiny(target_inertia=0.9)
+    state = meva.train_init(jax.random.key(0), config)
+    x = random_policies(GAMES["ipd"], config.batch_size)
+    xs, gamma = jnp.stack([x] * (config.stride + 1), 1), jnp.full((config.batch_size, 2), 0.5)
+    new, metrics = jax.jit(meva.update, static_argnames=("game", "config"))(state, GAMES["ipd"], xs, gamma, config)
+    expected = jax.tree.map(lambda old, now: 0.9 * old + 0.1 * now, state.target_params, new.params)
+    chex.assert_trees_all_close(new.target_params, expected, atol=1e-7)
+    assert metrics["gradient_norm"] > 0
+
+
+def test_td_targets_come_from_the_target_network_or_from_both_sides():
+    """The gradient by the parameters: none through the target where it is held constant, some where it is not."""
+    game = GAMES["ipd"]
+    xs, gamma = jnp.stack(list(random_policies(game, 4))), jnp.array([0.3, 0.8])
+
+    def gradient(target_seed, **changes):
+        config = tiny(**changes)
+        params, target_params = (meva.model_init(jax.random.key(seed), game, config) for seed in (1, target_seed))
+        return jax.jit(jax.grad(lambda p: meva.td_loss(p, target_params, game, xs, gamma, config)[0]))(params)
+
+    def differ(one, two):
+        return max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two))) > 1e-4
+
+    assert differ(gradient(1), gradient(2))
+    alone = dict(target_inertia=0.0)
+    assert not differ(gradient(1, **alone), gradient(2, **alone))
+    assert not differ(gradient(1), gradient(1, **alone))  # the same network on both sides, targets held constant
+    assert differ(gradient(1, **alone), gradient(1, **alone, semi_gradient=False))
+
+
+def test_td_loss_against_a_loop():
+    """Eq. 7 in form V and its counterpart of Sec. 4.1 in form U, for one quantile and lambda = 0."""
+    game, gamma = GAMES["ipd"], jnp.array([0.3, 0.8])
+    xs = jnp.stack(list(random_policies(game, 4)))
+    for form, ahead in (("V", 0), ("U", 1)):
+        config = tiny(form=form, quantiles=1, bootstrap=0.0, target_inertia=0.0)
+        params = meva.model_init(jax.random.key(1), game, config)
+        losses = []
+        for t in range(3):
+            value, next_value = (meta_value(params, game, x, gamma) for x in (xs[t], xs[t + 1]))
+            error = (1 - gamma) * game.f(xs[t + ahead]) + gamma * next_value - value
+            losses += [0.5 * optax.losses.huber_loss(error)]
+        loss, _ = meva.td_loss(params, params, game, xs, gamma, config)
+        np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-4)
+
+
+# meva.py: training
+
+BOWL = Game("bowl", 1, lambda x: -0.5 * x[:, 0] ** 2, lambda k: jax.random.uniform(k, (2, 1), minval=-2.0, maxval=2.0),
+            lambda x: x, True, ("x",))  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["V", "U"])
+def test_training_reaches_the_meta_value_of_a_quadratic_game(monkeypatch, form):
+    """f_i = -x_i^2 / 2 keeps the meta-value quadratic, -v x_i^2 / 2, with v the fixed point of a scalar equation."""
+    monkeypatch.setitem(GAMES, "bowl", BOWL)
+    lr = 0.3
+    settings = dict(hidden=16, quantiles=1, outer_steps=800, batch_size=32, rollout_length=10, stride=10, model_lr=3e-3)
+    params, _ = train(jax.random.key(0), meva.make_config("bowl", form=form, lr=lr, **settings))
+    x = jnp.stack(jnp.meshgrid(jnp.linspace(-1.5, 1.5, 13), jnp.linspace(-1.5, 1.5, 13)), -1).reshape(-1, 2, 1)
+    for gamma in (0.0, 0.5, 0.9):
+        v = 1.0
+        for _ in range(1000):
+            if form == "V":  # V(x) = (1 - gamma) f(x) + gamma V(x + lr grad V)
+                v = (1 - gamma) + gamma * v * (1 - lr * v) ** 2
+            else:  # U(x) = (1 - gamma) f(x') + gamma U(x'), x' = x + lr (grad f + gamma grad U)
+                v = ((1 - gamma) + gamma * v) * (1 - lr * (1 + gamma * v)) ** 2
+        expected = -0.5 * v * x[..., 0] ** 2
+        value = jax.vmap(lambda x: meta_value(params, BOWL, x, jnp.full(2, gamma)))(x)
+        assert np.abs(value - expected).mean() < 0.05, (gamma, v)
+        slope = (value * expected).sum() / (expected**2).sum()
+        assert abs(slope - 1) < 0.2 or np.abs(expected).max() < 0.2, (gamma, slope)
+
+
+def test_training_with_standing_policies_learns_the_returns():
+    """App. A once more, trained: with lr = 0 the meta-value is f at every gamma."""
+    settings = dict(hidden=32, quantiles=4, outer_steps=300, rollout_length=2, stride=2, model_lr=5e-3)
+    params, _ = train(jax.random.key(0), meva.make_config("logistic", lr=0.0, **settings))
+    game = GAMES["logistic"]
+    x = random_policies(game, 64, seed=5)
+    for gamma in (0.0, 0.5, 0.95):
+        value = jax.vmap(lambda x: meta_value(params, game, x, jnp.full(2, gamma)))(x)
+        assert np.abs(value - jax.vmap(game.f)(x)).mean() < 0.15
+
+
+def run(folder, *words, game="logistic", **settings):
+    """meva.main in this process. Returns the arrays that it wrote."""
+    settings = {**TINY, **({"stride": 6} if GAMES[game].planar else {}), **TINY_EVAL, **settings}
+    meva.main(["--game", game, "--out", str(folder), *flags(**settings), *words])
+    with np.load(folder / f"results/meva_{game}.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+def assert_same_arrays(one, two):
+    assert one.keys() == two.keys()
+    for name in one:
+        if name != "config":
+            np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+def test_a_seed_is_the_same_run_whatever_the_number_of_seeds(tmp_path):
+    both = run(tmp_path / "both")
+    second = run(tmp_path / "second", seed=1, num_seeds=1)
+    for name, value in both.items():
+        if name.startswith("params/") or name in ("loss", "self_play_curve"):
+            np.testing.assert_array_equal(value[1], second[name][0])
+    np.testing.assert_array_equal(both["trajectories"][:, 1], second["trajectories"][:, 0])
+    assert np.abs(both["loss"][0] - both["loss"][1]).min() > 0
+    assert np.abs(both["trajectories"][:, 0] - both["trajectories"][:, 1]).min() > 0
+
+
+def test_train_is_what_the_script_does_chunk_by_chunk(tmp_path):
+    written = run(tmp_path)
+    config = tiny("logistic")
+    params, metrics = train(meva.seed_keys(config)[0][0], config)
+    np.testing.assert_allclose(metrics["loss"], written["loss"][0], rtol=1e-3)
+    for name, leaf in meva.flatten("params", params).items():
+        np.testing.assert_allclose(leaf, written[name][0], atol=1e-4)
+
+
+def test_each_program_is_compiled_once(tmp_path, monkeypatch):
+    chex.clear_trace_counter()
+    monkeypatch.setattr(meva, "train_chunk", chex.assert_max_traces(meva.train_chunk, n=1))
+    counted = jax.jit(chex.assert_max_traces(meva.evaluate.__wrapped__, n=1), static_argnames="config")
+    monkeypatch.setattr(meva, "evaluate", counted)
+    written = run(tmp_path)
+    assert written["self_play_curve"].shape == (2, 29)
+    assert counted._cache_size() == 1
+
+
+def test_interrupted_and_resumed_ends_bit_for_bit_alike(tmp_path, monkeypatch, capsys):
+    whole = run(tmp_path / "whole")
+    save, saved = meva.save_checkpoint, []
+
+    def save_twice(*args):
+        save(*args)
+        saved.append(args)
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(meva, "save_checkpoint", save_twice)
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path / "cut")
+    assert stopped.value.code == 130
+    assert not (tmp_path / "cut/results/meva_logistic.npz").exists()
+    resumed = run(tmp_path / "cut", "--resume")
+    assert "from outer loop 2 to 29" in capsys.readouterr().out
+    assert_same_arrays(whole, resumed)
+    reevaluated = run(tmp_path / "cut", "--resume", eval_gammas=(0.5,))
+    assert reevaluated["basin_fraction"].shape == (1, 2)
+    np.testing.assert_array_equal(reevaluated["loss"], whole["loss"])
+
+
+def test_divergence_ends_with_status_1_and_the_last_finite_state(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, model_lr=1e30)
+    said = re.search(r"diverged at outer loop (\d+); .*checkpoint.npz has the state after (\d+)$", stopped.value.code)
+    assert int(said[1]) == int(said[2]) + 1  # chunks of one outer loop
+    with np.load(tmp_path / "results/meva_logistic.checkpoint.npz") as file:
+        assert all(np.isfinite(file[name]).all() for name in file.files if name != "config")
+    assert not (tmp_path / "results/meva_logistic.npz").exists()
+
+
+# meva.py: evaluation
+
+
+def test_evaluation_against_a_loop():
+    """Self-play, best response and shaping, step by step in Python for one pair and one gamma."""
+    params, config = make_model()
+    game, gamma, key = GAMES["ipd"], 0.9, jax.random.key(7)
+    field = jax.jit(lambda x, strengths: meva.meva_gradient(params, game, x, strengths, config))
+    naive = jax.jit(partial(simultaneous_gradient, game.f))
+    result = meva.evaluate_iterated(key, game, field, jnp.float32(gamma), config)
+
+    key_self, key_response = jax.random.split(jax.random.split(key, config.eval_pairs)[1])
+    policies = shaped = game.init(key_self)
+    response = game.init(key_response)[1]
+    for _ in range(config.eval_steps):
+        policies = policies + config.lr * field(policies, jnp.array([gamma, gamma]))
+        shaping_step = field(shaped, jnp.array([gamma, 0.0]))[0], naive(shaped)[1]
+        shaped = shaped + config.lr * jnp.stack(shaping_step)
+    for _ in range(config.eval_steps):
+        response = response + config.lr * naive(jnp.stack([policies[0], response]))[1]
+    responses = jnp.stack([policies[0], response])
+    for name, expected in (("", policies), ("response_", responses), ("versus_naive_", shaped)):
+        np.testing.assert_allclose(result[name + "policies"][1], expected, atol=1e-4)
+    for name, expected in (("self_play", policies), ("best_response", responses), ("versus_naive", shaped)):
+        np.testing.assert_allclose(result[name][1], game.f(expected), atol=1e-4)
+
+
+def test_basins_of_a_field_whose_basins_are_known():
+    """The field sign(x) drives a point out along the diagonal of its quadrant: a quarter of the grid ends at B."""
+    config = tiny("logistic", eval_pairs=5)
+    field = lambda x, strengths: jnp.sign(x) * strengths[:, None]  # noqa: E731
+    result = meva.evaluate_planar(jax.random.key(0), GAMES["logistic"], field, jnp.float32(1.0), config)
+    np.testing.assert_allclose(result["basin_fraction"], 14 * 14 / 841, rtol=1e-6)
+    np.testing.assert_allclose(result["endpoints"][0, -1], (10 + config.eval_steps, -10 - config.eval_steps))  # row x_2
+    chex.assert_shape(result["trajectories"], (5, config.eval_steps + 1, 2))
+    np.testing.assert_allclose(result["trajectories"][:, -1], result["trajectories"][:, 0]
+                               + config.eval_steps * np.sign(result["trajectories"][:, 0]), atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(result["field"], config.lr * np.sign(meva.planar_grid()))
+
+
+# The command line
+
+CHANGED = dict(
+    seed=5, num_seeds=3, lr=0.7, form="U", hidden=6, blocks=2, quantiles=2, share_params=False, outer_steps=3,
+    batch_size=3, rollout_length=9, stride=2, flip_prob=0.5, fixed_gamma=0.3, bootstrap=0.1, target_inertia=0.5,
+    semi_gradient=True, model_lr=0.1, adam_b2=0.5, weight_decay=0.3, eval_gammas=(0.3,), eval_pairs=2, eval_steps=3,
+)  # fmt: skip
+
+
+@functools.cache
+def program(config):
+    """All that a run computes: its keys, and its programs with their constants."""
+    key = jax.random.key(0)
+    seeds = np.asarray(jax.random.key_data(meva.seed_keys(config)[0])).tolist()
+    params = jax.eval_shape(partial(meva.train_init, config=config), key).params
+    stacked = jax.tree.map(lambda leaf: jnp.zeros((config.num_seeds, *leaf.shape)), params)
+    train = jax.make_jaxpr(partial(meva.train, config=config))(key)
+    evaluate = jax.make_jaxpr(partial(meva.evaluate, config=config))(meva.seed_keys(config)[1], stacked)
+    text = re.sub(r"0x[0-9a-f]+", "", f"{train} {evaluate}")  # without addresses in memory
+    return seeds, text, [np.asarray(const).tolist() for const in train.consts + evaluate.consts]
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(meva.Config)[1:]])
+def test_every_flag_is_read(name):
+    """Each flag changes the configuration and, through it, the program that is run or the keys that it runs on."""
+    base = tiny("logistic", stride=3, flip_prob=0.25, semi_gradient=name == "target_inertia")
+    same = flags(**{k: v for k, v in dataclasses.asdict(base).items() if k not in ("game", name) and v is not None})
+    _, _, config = meva.parse(["--game", "logistic", *same, *flags(**{name: CHANGED[name]})], "", meva.make_config, True)
+    assert dataclasses.replace(config, **{name: getattr(base, name)}) == base != config
+
+    assert program(base) != program(config)
+
+
+def test_the_same_configuration_is_the_same_program():
+    """Without which the test above could not fail."""
+    config = tiny("logistic", stride=3, flip_prob=0.25)
+    assert program(config) == program.__wrapped__(config)
+
+
+def test_defaults_are_the_papers():
+    logistic, ipd = meva.make_config("logistic"), meva.make_config("ipd")
+    paper = dict(lr=1, quantiles=16, rollout_length=50, stride=50, outer_steps=1000, model_lr=1e-3, batch_size=128,
+                 form="V", target_inertia=0, bootstrap=0, flip_prob=0, blocks=1, hidden=64, weight_decay=0)  # fmt: skip
+    assert {name: getattr(logistic, name) for name in paper} == paper
+    paper = dict(lr=2, quantiles=32, rollout_length=100, stride=10, outer_steps=2000, model_lr=1e-4, batch_size=128,
+                 form="U", target_inertia=0.99, bootstrap=0.9, flip_prob=1 / 16, blocks=2, hidden=64,
+                 weight_decay=1e-2, eval_pairs=256, eval_steps=500)  # fmt: skip
+    assert {name: getattr(ipd, name) for name in paper} == paper
+
+
+@pytest.mark.parametrize("game, shown", [("logistic", "1000"), ("ipd", "2000")])
+def test_help_shows_the_defaults_of_the_game(game, shown, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        meva.main(["--game", game, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0
+    assert f"outer loops of Algorithm 1 (default: {shown})" in text
+    for field in dataclasses.fields(meva.Config):
+        assert "--" + field.name.replace("_", "-") in text
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--game", "chess"], "--game: invalid choice: 'chess'"),
+        (["--no-such-flag"], "--no-such-flag"),
+        (["--outer", "3"], "--outer"),  # no abbreviations
+        (["--num-seeds", "0"], "--num-seeds: takes a whole number from 1, not 0"),
+        (["--seed", "-1"], "--seed: takes a whole number from 0"),
+        (["--lr", "nan"], "--lr: takes a finite number from 0, not nan"),
+        (["--lr", "two"], "--lr: invalid float value: 'two'"),
+        (["--model-lr", "inf"], "--model-lr"),
+        (["--weight-decay", "-1"], "--weight-decay"),
+        (["--hidden", "0"], "--hidden"),
+        (["--blocks", "-1"], "--blocks"),
+        (["--quantiles", "0"], "--quantiles"),
+        (["--outer-steps", "1.5"], "--outer-steps: invalid int value: '1.5'"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--rollout-length", "0"], "--rollout-length"),
+        (["--stride", "7"], "--stride: takes a divisor of --rollout-length 100, not 7"),
+        (["--flip-prob", "1.1"], "--flip-prob: takes a number in [0, 1], not 1.1"),
+        (["--bootstrap", "2"], "--bootstrap"),
+        (["--target-inertia", "1"], "--target-inertia: takes a number in [0, 1), not 1.0"),
+        (["--adam-b2", "1"], "--adam-b2"),
+        (["--form", "W"], "--form: takes V or U, not W"),
+        (["--fixed-gamma", "1"], "--fixed-gamma: takes a number in [0, 1), not 1.0"),
+        (["--eval-gammas", "0.5", "1"], "--eval-gammas: takes a number in [0, 1), not 0.5 1.0"),
+        (["--eval-gammas"], "--eval-gammas: expected at least one argument"),
+        (["--eval-pairs", "0"], "--eval-pairs"),
+        (["--eval-steps", "0"], "--eval-steps"),
+        (["--no-semi-gradient"], "--no-semi-gradient: takes --target-inertia 0"),
+    ],
+)
+def test_bad_input_gets_one_line_and_status_2(words, named, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        meva.main([*words, "--out", str(tmp_path / "new")])
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert err.count("\n") == 1 and named in err and not out
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SystemExit) as stopped:
+        meva.main(["--out", str(tmp_path / "file")])
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2 and not out
+    assert err.count("\n") == 1 and "--out: takes a folder that can be written" in err
+
+
+def test_a_checkpoint_that_will_not_do_is_refused(tmp_path, capsys):
+    run(tmp_path)
+    path = tmp_path / "results/meva_logistic.checkpoint.npz"
+    whole = path.read_bytes()
+
+    def refused(**settings):
+        capsys.readouterr()
+        before = path.read_bytes()
+        with pytest.raises(SystemExit) as stopped:
+            run(tmp_path, "--resume", **settings)
+        err = capsys.readouterr().err
+        assert stopped.value.code == 2 and err.count("\n") == 1 and "argument --resume: takes " in err
+        assert path.read_bytes() == before
+        return err
+
+    assert "which has --lr 1.0" in refused(lr=2.0)
+    assert "which has --seed 0" in refused(seed=1)
+    assert "which has --hidden 8" in refused(hidden=4)
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "damaged" in refused()
+    path.write_bytes(whole[:1000] + bytes(100) + whole[1100:])
+    assert "damaged" in refused()
+    path.write_bytes(b"")
+    assert "damaged" in refused()
+    with open(path, "wb") as file:
+        np.savez(file, config="{}")
+    assert "damaged" in refused()
+
+
+# The script as a program
+
+
+def start(folder, *words):
+    command = [sys.executable, "-W", "error::DeprecationWarning", str(ROOT / "meva.py"), *words, "--out", str(folder)]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def shapes(game, sweep, seeds, pairs, steps):
+    if GAMES[game].planar:
+        square = (29, 29, 2)
+        one = dict(endpoints=square, basin_fraction=(), trajectories=(pairs, steps + 1, 2), field=square, values=square)
+    else:
+        policies = dict.fromkeys(("policies", "response_policies", "versus_naive_policies"), (pairs, 2, 5))
+        one = policies | dict.fromkeys(("self_play", "best_response", "versus_naive"), (pairs, 2))
+    return {name: (sweep, seeds, *shape) for name, shape in one.items()}
+
+
+@pytest.mark.parametrize("game", ["logistic", "ipd"])
+def test_the_script_writes_its_results_and_its_figure(game, tmp_path):
+    settings = {**TINY, **({"stride": 6} if GAMES[game].planar else {}), **TINY_EVAL}
+    process = start(tmp_path, "--game", game, *flags(**settings))
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert not err
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        f"meva_{game}.checkpoint.npz", f"meva_{game}.npz", f"meva_{game}.png"]  # fmt: skip
+    with np.load(tmp_path / f"results/meva_{game}.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    config = json.loads(str(arrays["config"]))
+    assert config["game"] == game and config["hidden"] == 8 and config["run_on"]["jax"] == jax.__version__
+    for name, shape in shapes(game, 2, 2, 3, 4).items():
+        assert arrays[name].shape == shape and arrays[name].dtype == np.float32, name
+    np.testing.assert_allclose(arrays["sweep"], [0.0, 0.9], rtol=1e-6)
+    for curve in ("loss", "td_error", "gradient_norm"):
+        assert arrays[curve].shape == (2, 29)
+    assert arrays["self_play_curve"].shape == (2, 29)  # 29 is a prime above 25: as many chunks
+    assert arrays["params/embed/first/w"].shape == (2, GAMES[game].n + 1, 8)
+    readme = (ROOT / "README.md").read_text()
+    for name in arrays:
+        assert f"`{name.split('/')[0]}" in readme, f"README.md does not explain {name}"
+
+    table = out.splitlines()[-4:]
+    assert table[0].split()[0] == "gamma" and table[1].split()[0] == "0" and table[2].split()[0] == "0.9"
+    if not GAMES[game].planar:
+        expected = arrays["self_play"][1, :, :, 0]
+        assert f"{expected.mean():.3f} +- {expected.std(ddof=1) / math.sqrt(6):.3f}" in table[2]
+        returns = [GAMES[game].f(policies) for policies in arrays["policies"].reshape(-1, 2, 5)]
+        np.testing.assert_allclose(arrays["self_play"].reshape(-1, 2), returns, atol=1e-5)
+    image = imread(tmp_path / f"figures/meva_{game}.png")
+    assert min(image.shape[:2]) > 500 and image.std() > 0.05
+
+
+def test_killed_in_mid_training_and_resumed_ends_bit_for_bit_alike(tmp_path):
+    words = ["--game", "logistic", *flags(**{**TINY, **TINY_EVAL, "outer_steps": 307, "stride": 6})]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    whole = start(tmp_path / "whole", *words)
+    for _ in range(2):
+        process = start(tmp_path / "killed", *words, "--resume")
+        for line in process.stdout:
+            if re.match(r" *\d+ / 307", line):
+                break
+        time.sleep(0.2)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    resumed = start(tmp_path / "killed", *words, "--resume")
+    out, err = resumed.communicate()
+    assert resumed.returncode == 0, err
+    assert 0 < int(re.search(r"from outer loop (\d+) to 307", out)[1]) < 307
+    whole.communicate()
+    assert whole.returncode == 0
+    results = []
+    for folder in ("whole", "killed"):
+        with np.load(tmp_path / folder / "results/meva_logistic.npz") as file:
+            results.append(dict(file))
+    assert_same_arrays(*results)
+
+
+def test_importing_a_script_runs_and_parses_nothing(tmp_path):
+    code = "import sys; sys.argv = ['x', '--nonsense']; import meva, games; print('imported')"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (done.stdout, done.stderr, done.returncode) == ("imported\n", "", 0)
+    assert not list(tmp_path.iterdir())
