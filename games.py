@@ -4,9 +4,9 @@
 maximised. A batch is a `jax.vmap`; no function here takes a batch axis of its own accord.
 
 A policy of an iterated game is 5 log-odds of *cooperating* (of the first action, in games without that word) in the
-order `init, DD, CD, DC, CC`. In every label the first letter is one's own action, so tit-for-tat cooperates at first,
-then plays C, D, D, C, C read as init C, DD D, CD D, DC C, CC C, and this for both players alike. Joint states are
-`(DD, CD, DC, CC)` as player 1 sees them: what is CD to player 1 is DC to player 2.
+order `init, DD, CD, DC, CC`. In every label the first letter is one's own action, so tit-for-tat is C, D, D, C, C for
+both players: cooperate at first and wherever the second letter is C. Joint states are `(DD, CD, DC, CC)` as player 1
+sees them: what is CD to player 1 is DC to player 2.
 
 Add a game with one entry in `GAMES`. Equations are those of Cooijmans et al., Learning with Learning Awareness using
 Meta-Values.
@@ -86,7 +86,7 @@ def state_distribution(x: jax.Array, discount: float) -> jax.Array:
         [(s == t) - discount * transition[s][t] for s in range(4)] + [(1 - discount) * start[t]] for t in range(4)
     ]
     # Gaussian elimination on scalars, which fuses into one loop over a batch where jnp.linalg.solve is a library call.
-    # It needs no pivoting: I - discount P is diagonally dominant.
+    # It needs no pivoting: the transpose of I - discount P is diagonally dominant by columns.
     for i in range(4):
         for j in range(i + 1, 4):
             ratio = rows[j][i] / rows[i][i]

@@ -21,6 +21,7 @@ figures/meva_GAME.png.
 import argparse
 import dataclasses
 import datetime
+import errno
 import json
 import math
 import os
@@ -49,7 +50,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-COUNT = ("a whole number from 1", lambda value: value >= 1)
+COUNT = ("a whole number from 1 below 2^31", lambda value: 1 <= value < 2**31)
 SEED = ("a whole number from 0 below 2^31", lambda value: 0 <= value < 2**31)
 STEP = ("a finite number from 0", lambda value: 0 <= value < math.inf)
 SHARE = ("a number in [0, 1]", lambda value: 0 <= value <= 1)
@@ -127,7 +128,7 @@ class Config:
     quantiles: int = option(32, COUNT, "quantiles M of the meta-value; 1 is plain regression (Sec. 4)")
     share_params: bool = option(True, SWITCH, "one parameter set for both players, theta_1 = theta_2 (App. D)")
     # Its training
-    outer_steps: int = option(2000, COUNT, "outer loops of Algorithm 1")
+    outer_steps: int = option(2000, COUNT, "outer loops of Algorithm 1, best a multiple of 25")
     batch_size: int = option(128, COUNT, "trajectories in an outer loop")
     rollout_length: int = option(100, COUNT, "length T of an exploration trajectory (Algorithm 1)")
     stride: int = option(10, COUNT, "length k of an on-policy stretch (Algorithm 1); it must divide T")
@@ -244,7 +245,7 @@ def meta_quantiles(params, game: Game, x: jax.Array, gamma: jax.Array, signs=1.0
     Args:
       params: a `Model`, or a pair of them where the players share none.
       x: joint policy, (2, n).
-      gamma: the players' meta-discounts, (2,).
+      gamma: the players' meta-discounts, (2,), or one for both, ().
       signs: flips of the last hidden layer's units, (2, hidden) of -1 and 1 (Sec. 4.3).
       detach: hold each player's representation of the other constant, so that the gradient of the sum over players
         by x is the simultaneous gradient: one backward pass for both players.
@@ -254,6 +255,7 @@ def meta_quantiles(params, game: Game, x: jax.Array, gamma: jax.Array, signs=1.0
     """
     if isinstance(params, tuple):
         return jnp.stack([meta_quantiles(params[i], game, x, gamma, signs, detach)[i] for i in (0, 1)])
+    gamma = jnp.broadcast_to(gamma, 2)
     z = mlp(params.embed, jnp.concatenate([game.features(x), gamma[:, None]], -1))  # (2, hidden)
     z_other = jax.lax.stop_gradient(z[::-1]) if detach else z[::-1]
     last = jnp.tanh if params.signed else jax.nn.gelu
@@ -262,7 +264,7 @@ def meta_quantiles(params, game: Game, x: jax.Array, gamma: jax.Array, signs=1.0
 
 
 def meta_value(params, game: Game, x: jax.Array, gamma: jax.Array) -> jax.Array:
-    """The players' meta-values V(x; theta, gamma) (or U), the mean of the quantiles. (2, n), (2,) -> (2,)."""
+    """The players' meta-values V(x; theta, gamma) (or U), the mean of the quantiles. (2, n), (2,) or () -> (2,)."""
     return meta_quantiles(params, game, x, gamma).mean(-1)
 
 
@@ -275,7 +277,7 @@ def meva_gradient(params, game: Game, x: jax.Array, gamma: jax.Array, config: Co
     """The field that policies follow: grad V (Eq. 6), or grad f + gamma grad U (Sec. 4.1). (2, n), (2,) -> (2, n)."""
     gradient = model_gradient(params, game, x, gamma)
     if config.form == "U":
-        gradient = simultaneous_gradient(game.f, x) + gamma[:, None] * gradient
+        gradient = simultaneous_gradient(game.f, x) + jnp.broadcast_to(gamma, 2)[:, None] * gradient
     return gradient
 
 
@@ -369,22 +371,23 @@ def draw_signs(key: jax.Array, config: Config) -> jax.Array:
     return 1.0 - 2.0 * jax.random.bernoulli(key, config.flip_prob, (config.batch_size, 2, config.hidden))
 
 
+# --- shared: follow ---
+def follow(field, x: jax.Array, lr: float, steps: int) -> tuple[jax.Array, jax.Array]:
+    """Follow x(t + 1) = x(t) + lr field(x(t)). (2, n) -> the last x, (2, n), and those before it, (steps, 2, n)."""
+    return jax.lax.scan(lambda x, _: (x + lr * field(x), x), x, length=steps)
+
+
+# --- end shared ---
+
+
 def explore(params, game: Game, x: jax.Array, gamma: jax.Array, signs: jax.Array, config: Config) -> jax.Array:
     """k steps under flipped signs, along the model's gradient alone (Algorithm 1 with footnote 2). (2, n) -> (2, n)."""
-
-    def step(x, _):
-        return x + config.lr * model_gradient(params, game, x, gamma, signs), None
-
-    return jax.lax.scan(step, x, length=config.stride)[0]
+    return follow(lambda x: model_gradient(params, game, x, gamma, signs), x, config.lr, config.stride)[0]
 
 
 def rollout(params, game: Game, x: jax.Array, gamma: jax.Array, config: Config) -> jax.Array:
     """k steps of the policies on-policy (Eq. 6). x(0), (2, n) -> x(0), ..., x(k), (k + 1, 2, n)."""
-
-    def step(x, _):
-        return x + config.lr * meva_gradient(params, game, x, gamma, config), x
-
-    last, xs = jax.lax.scan(step, x, length=config.stride)
+    last, xs = follow(lambda x: meva_gradient(params, game, x, gamma, config), x, config.lr, config.stride)
     return jnp.concatenate([xs, last[None]])
 
 
@@ -413,13 +416,13 @@ def outer_step(key: jax.Array, state: TrainState, config: Config):
     game = GAMES[config.game]
     key_x, key_gamma, key_signs, key_stretches = jax.random.split(key, 4)
     x = jax.vmap(game.init)(jax.random.split(key_x, config.batch_size))  # (batch, 2, n)
-    explore_gamma = draw_gammas(key_gamma, config)
-    signs = draw_signs(key_signs, config)  # both held for all T steps
+    # The perturbed model is held for all T steps: parameters, gamma and signs (Sec. 4.3).
+    explorer, explorer_gamma, signs = state.params, draw_gammas(key_gamma, config), draw_signs(key_signs, config)
 
     def stretch(carry, key):
         state, x = carry
         if config.flip_prob:
-            x = jax.vmap(explore, (None, None, 0, 0, 0, None))(state.params, game, x, explore_gamma, signs, config)
+            x = jax.vmap(explore, (None, None, 0, 0, 0, None))(explorer, game, x, explorer_gamma, signs, config)
         gamma = draw_gammas(key, config)
         xs = jax.vmap(rollout, (None, None, 0, 0, None))(state.params, game, x, gamma, config)
         state, metrics = update(state, game, xs, gamma, config)
@@ -430,8 +433,7 @@ def outer_step(key: jax.Array, state: TrainState, config: Config):
     return state._replace(step=state.step + 1), jax.tree.map(jnp.mean, metrics)
 
 
-MONITOR_PAIRS = 32  # policy pairs of the self-play curve
-MONITOR_GAMMA = 0.95
+MONITOR_PAIRS, MONITOR_STEPS, MONITOR_GAMMA = 32, 200, 0.95  # the self-play curve
 
 
 def chunk_length(config: Config) -> int:
@@ -443,17 +445,17 @@ def train_chunk(key: jax.Array, state: TrainState, config: Config):
     """One chunk of training, for one seed. `key` is the seed's, whatever the chunk. Returns (state, metrics).
 
     The metrics are `loss`, `td_error` and `gradient_norm`, one for each outer loop, and at the end of the chunk
-    `self_play_curve`, the mean return of 32 policy pairs followed at gamma = .95 (or at --fixed-gamma).
+    `self_play_curve`, the mean return of 32 policy pairs after 200 steps at gamma = .95 (or at --fixed-gamma).
     """
     game = GAMES[config.game]
     keys = jax.vmap(partial(jax.random.fold_in, key))(1 + state.step + jnp.arange(chunk_length(config)))
     state, metrics = jax.lax.scan(lambda state, key: outer_step(key, state, config), state, keys)
 
-    gamma = jnp.full(2, MONITOR_GAMMA if config.fixed_gamma is None else config.fixed_gamma)
+    gamma = MONITOR_GAMMA if config.fixed_gamma is None else config.fixed_gamma
     monitor_key = jax.random.fold_in(key, 1 + config.outer_steps)  # always the same, to see the change of the model
     starts = jax.vmap(game.init)(jax.random.split(monitor_key, MONITOR_PAIRS))
     field = partial(meva_gradient, state.params, game, gamma=gamma, config=config)
-    ends, _ = jax.vmap(lambda x: follow(field, x, config.lr, config.eval_steps))(starts)
+    ends, _ = jax.vmap(lambda x: follow(field, x, config.lr, MONITOR_STEPS))(starts)
     return state, metrics | {"self_play_curve": jax.vmap(game.f)(ends).mean()[None]}
 
 
@@ -486,16 +488,20 @@ def seed_keys(config) -> tuple[jax.Array, jax.Array]:
     return keys[:, 0], keys[:, 1]
 
 
-def prepare_folders(out: pathlib.Path, parser: Parser) -> tuple[pathlib.Path, pathlib.Path]:
-    """Make `results` and `figures` in `out`, or end with status 2 where nothing can be written."""
-    folders = out / "results", out / "figures"
-    for folder in folders:
-        try:
+def output_paths(out: pathlib.Path, name: str, parser: Parser) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:
+    """Paths of the results, the checkpoint and the figure in `out`; ends with status 2 where one cannot be written."""
+    results, figures = out / "results", out / "figures"
+    files = results / f"{name}.npz", results / f"{name}.checkpoint.npz", figures / f"{name}.png"
+    try:
+        for path in (results, figures, *files):  # before anything is made
+            if path.exists() and path.is_dir() != (path in (results, figures)):
+                raise OSError(errno.EEXIST, f"{path} is in the way")
+        for folder in (results, figures):
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            parser.error(f"argument --out: takes a folder that can be written, not {out} ({error.strerror})")
-    return folders
+    except OSError as error:
+        parser.error(f"argument --out: takes a folder that can be written, not {out} ({error.strerror})")
+    return files
 
 
 def describe(config) -> str:
@@ -542,7 +548,7 @@ def load_checkpoint(path: pathlib.Path, like: TrainState, config) -> tuple[Train
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         saved, now = json.loads(str(arrays.pop("config"))), trained_config(config)
-        differ = [f"--{name.replace('_', '-')} {saved[name]}" for name in now if saved[name] != now[name]]
+        differ = [f"--{name.replace('_', '-')} {saved.get(name)}" for name in now if saved.get(name) != now[name]]
         leaves = [arrays[name] for name in flatten("state", jax.tree.map(lambda leaf: 0, like))]
     except Exception as error:  # whatever numpy raises on a damaged file
         raise ValueError(f"argument --resume: takes a whole checkpoint; {path} is damaged ({error})") from None
@@ -595,11 +601,6 @@ def run_training(keys: jax.Array, config, checkpoint: pathlib.Path, resume: bool
 
 
 # --- shared: evaluation ---
-def follow(field, x: jax.Array, lr: float, steps: int) -> tuple[jax.Array, jax.Array]:
-    """Follow x(t + 1) = x(t) + lr field(x(t)). (2, n) -> the last x, (2, n), and those before it, (steps, 2, n)."""
-    return jax.lax.scan(lambda x, _: (x + lr * field(x), x), x, length=steps)
-
-
 def planar_grid() -> jax.Array:
     """The surveyed area of Fig. 2b: 29 x 29 joint policies on [-10, 10]^2, x_1 along the columns. (29, 29, 2)."""
     line = jnp.arange(-14, 15) * 10 / 14
@@ -668,7 +669,7 @@ def evaluate(keys: jax.Array, params, config: Config) -> dict[str, jax.Array]:
         if not game.planar:
             return evaluate_iterated(key, game, field, gamma, config)
         grid = planar_grid()[..., None]
-        values = jax.vmap(jax.vmap(lambda x: meta_value(params, game, x, jnp.full(2, gamma))))(grid)
+        values = jax.vmap(jax.vmap(lambda x: meta_value(params, game, x, gamma)))(grid)
         return evaluate_planar(key, game, field, gamma, config) | {"values": values}
 
     return over(lambda gamma: over(partial(one, gamma))(keys, params))(jnp.array(config.eval_gammas))
@@ -676,8 +677,11 @@ def evaluate(keys: jax.Array, params, config: Config) -> dict[str, jax.Array]:
 
 # --- shared: figure ---
 COLORS = {"naive": "tab:gray", "lola": "tab:orange", "hola": "tab:green", "cola": "tab:purple", "meva": "tab:blue"}
-PANELS = {"self_play": "self-play", "best_response": "against a best response", "versus_naive": "with a naive learner"}
-OPPONENTS = {"self_play": "other agent", "best_response": "best response", "versus_naive": "naive learner"}
+PANELS = {  # what is played, and who the second player is
+    "self_play": ("self-play", "other agent"),
+    "best_response": ("against a best response", "best response"),
+    "versus_naive": ("with a naive learner", "naive learner"),
+}
 TIT_FOR_TAT = (1, 0, 0, 1, 1)
 
 
@@ -698,13 +702,14 @@ def mean_and_error(samples: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarr
 def draw_planar(figure, results: dict, name: str, symbol: str):
     """Of the first seed, sample trajectories (Fig. 2a) and basins of attraction (Fig. 2b), a column a setting."""
     axes = figure.subplots(2, len(results["sweep"]), sharex=True, sharey=True, squeeze=False)
+    edge = 10 + 5 / 14  # each grid point in the middle of its cell
     for i, setting in enumerate(results["sweep"]):
         top, bottom = axes[:, i]
         for path in results["trajectories"][i, 0]:  # (time, 2)
             top.plot(*path.T, color=COLORS[name], linewidth=0.6)
             top.plot(*path[-1], "o", color="black", markersize=2)
         in_b = (results["endpoints"][i, 0] > 0).all(-1)
-        bottom.imshow(in_b, origin="lower", extent=(-10, 10, -10, 10), cmap="gray", vmin=0, vmax=1)
+        bottom.imshow(in_b, origin="lower", extent=(-edge, edge, -edge, edge), cmap="gray", vmin=0, vmax=1)
         top.set(title=f"{symbol} = {setting:g}", aspect="equal", xlim=(-10, 10), ylim=(-10, 10))
         bottom.set(xlabel="$x_1$", title=f"{results['basin_fraction'][i].mean():.1%} to B")
     axes[0, 0].set_ylabel("trajectories\n$x_2$")
@@ -716,15 +721,16 @@ def draw_iterated(figure, results: dict, game: Game, name: str, symbol: str):
     axes = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.3))
     ticks = np.arange(len(results["sweep"]))
     labels = [f"{setting:g}" for setting in results["sweep"]]
-    for axis, (key, title) in zip(axes, PANELS.items()):
+    for axis, (key, (title, opponent)) in zip(axes, PANELS.items()):
+        if axis is not axes[0]:
+            axis.sharey(axes[0])
         mean, error = mean_and_error(results[key], (1, 2))  # (sweep, 2)
         style = dict(markersize=3, capsize=2)
         axis.errorbar(ticks, mean[:, 0], error[:, 0], color=COLORS[name], marker="o", label=f"{name} agent", **style)
-        axis.errorbar(ticks, mean[:, 1], error[:, 1], color="black", marker="s", label=OPPONENTS[key], ls="--", **style)
+        axis.errorbar(ticks, mean[:, 1], error[:, 1], color="black", marker="s", label=opponent, ls="--", **style)
         axis.plot(ticks, results[key].mean(2)[..., 0], color=COLORS[name], linewidth=0.4, alpha=0.6)  # each seed
         axis.set(title=title, xlabel=symbol, ylabel="expected return per round")
         axis.set_xticks(ticks, labels, rotation=60)
-        axis.sharey(axes[0])
         axis.legend(fontsize="small")
     cooperate = np.exp(-np.logaddexp(0, -results["policies"])).mean((1, 2, 3))  # (sweep, 5)
     table = np.concatenate([cooperate, [TIT_FOR_TAT]]).T
@@ -762,7 +768,7 @@ def draw(results: dict, config: Config, path: pathlib.Path):
     """What the paper shows of MeVa on this kind of game (Figs. 2 or 3a), above the training curves."""
     game = GAMES[config.game]
     count = len(results["sweep"])
-    figure = Figure(figsize=(2 * count + 1, 7) if game.planar else (15, 7), layout="constrained")
+    figure = Figure(figsize=(max(2 * count + 1, 9), 7) if game.planar else (15, 7), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.6, 1))
     top.suptitle(f"MeVa, {game.name}: {config.num_seeds} seed(s), form {config.form}")
     if game.planar:
@@ -776,6 +782,9 @@ def draw(results: dict, config: Config, path: pathlib.Path):
 # --- shared: table ---
 def print_table(results: dict, symbol: str):
     """Means and standard errors over seeds (basins), or over all policy pairs of all seeds (returns per round)."""
+    ends = results["endpoints" if "endpoints" in results else "policies"]
+    if not np.isfinite(ends).all():
+        print(f"note: {1 - np.isfinite(ends).mean():.2%} of the policy parameters diverged in evaluation")
 
     def cells(samples, axes):
         pairs = zip(*mean_and_error(samples, axes))
@@ -785,8 +794,8 @@ def print_table(results: dict, symbol: str):
     if "basin_fraction" in results:
         columns["share of the grid that ends at B"] = cells(results["basin_fraction"], (1,))
     else:
-        for key, opponent in OPPONENTS.items():
-            columns[f"{PANELS[key]}: agent"] = cells(results[key][..., 0], (1, 2))
+        for key, (title, opponent) in PANELS.items():
+            columns[f"{title}: agent"] = cells(results[key][..., 0], (1, 2))
             columns[opponent] = cells(results[key][..., 1], (1, 2))
     for row in [columns.keys(), *zip(*columns.values())]:
         print("  ".join(cell.rjust(max(len(title), 15)) for cell, title in zip(row, columns)))
@@ -797,14 +806,12 @@ def print_table(results: dict, symbol: str):
 
 def main(argv=None):
     parser, args, config = parse(argv, __doc__, make_config, trained=True)
-    results_folder, figures_folder = prepare_folders(args.out, parser)
-    name = f"meva_{config.game}"
+    results_path, checkpoint_path, figure_path = output_paths(args.out, f"meva_{config.game}", parser)
     print(describe(config), flush=True)
 
     train_keys, eval_keys = seed_keys(config)
     try:
-        checkpoint = results_folder / f"{name}.checkpoint.npz"
-        params, curves = run_training(train_keys, config, checkpoint, args.resume, parser)
+        params, curves = run_training(train_keys, config, checkpoint_path, args.resume, parser)
         start = time.perf_counter()
         evaluation = jax.device_get(evaluate(eval_keys, params, config))
         print(f"evaluated in {time.perf_counter() - start:.1f} s", flush=True)
@@ -816,10 +823,10 @@ def main(argv=None):
     if GAMES[config.game].planar:
         results["grid"] = np.asarray(planar_grid())
     results |= curves | flatten("params", params)
-    write_npz(results_folder / f"{name}.npz", results)
-    draw(results, config, figures_folder / f"{name}.png")
+    write_npz(results_path, results)
+    draw(results, config, figure_path)
     print_table(results, "gamma")
-    print(f"wrote {results_folder / name}.npz and {figures_folder / name}.png")
+    print(f"wrote {results_path} and {figure_path}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import games
@@ -370,13 +371,14 @@ def test_exploration_follows_the_flipped_model_alone_and_a_rollout_the_field():
 
 
 @pytest.mark.parametrize("flip_prob", [0.25, 0.0])
-def test_a_trajectory_keeps_its_signs_and_gamma_while_each_stretch_gets_new_gammas(monkeypatch, flip_prob):
+def test_a_trajectory_keeps_its_perturbed_model_while_each_stretch_gets_new_gammas(monkeypatch, flip_prob):
     config = tiny(batch_size=2, rollout_length=12, stride=3, flip_prob=flip_prob)
     explored, followed = [], []
     explore, rollout = meva.explore, meva.rollout
 
     def spy_explore(params, game, x, gamma, signs, config):
-        jax.debug.callback(lambda *drawn: explored.append(np.concatenate(drawn, None)), gamma, signs)
+        drawn = gamma, signs, params.readout["w"]
+        jax.debug.callback(lambda *drawn: explored.append(np.concatenate(drawn, None)), *drawn)
         return explore(params, game, x, gamma, signs, config)
 
     def spy_rollout(params, game, x, gamma, config):
@@ -431,47 +433,69 @@ def test_td_targets_come_from_the_target_network_or_from_both_sides():
 
 
 def test_td_loss_against_a_loop():
-    """Eq. 7 in form V and its counterpart of Sec. 4.1 in form U, for one quantile and lambda = 0."""
-    game, gamma = GAMES["ipd"], jnp.array([0.3, 0.8])
+    """Eq. 7 in form V and its counterpart of Sec. 4.1 in form U: quantiles, lambda-returns and the target network."""
+    game, gamma, lam = GAMES["ipd"], jnp.array([0.3, 0.8]), 0.6
     xs = jnp.stack(list(random_policies(game, 4)))
+    quantiles = jax.jit(meva.meta_quantiles, static_argnames="game")
     for form, ahead in (("V", 0), ("U", 1)):
-        config = tiny(form=form, quantiles=1, bootstrap=0.0, target_inertia=0.0)
-        params = meva.model_init(jax.random.key(1), game, config)
-        losses = []
-        for t in range(3):
-            value, next_value = (meta_value(params, game, x, gamma) for x in (xs[t], xs[t + 1]))
-            error = (1 - gamma) * game.f(xs[t + ahead]) + gamma * next_value - value
-            losses += [0.5 * optax.losses.huber_loss(error)]
-        loss, _ = meva.td_loss(params, params, game, xs, gamma, config)
-        np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-4)
+        config = tiny(form=form, bootstrap=lam)
+        params, target_params = (meva.model_init(jax.random.key(seed), game, config) for seed in (1, 2))
+        target, losses, errors = quantiles(target_params, game, xs[3], gamma), [], []
+        for t in (2, 1, 0):
+            mixed = (1 - lam) * quantiles(target_params, game, xs[t + 1], gamma) + lam * target
+            target = (1 - gamma[:, None]) * game.f(xs[t + ahead])[:, None] + gamma[:, None] * mixed
+            prediction = quantiles(params, game, xs[t], gamma)
+            losses += [meva.quantile_loss(prediction, target)]
+            errors += [np.abs(prediction.mean(-1) - target.mean(-1))]
+        loss, error = meva.td_loss(params, target_params, game, xs, gamma, config)
+        np.testing.assert_allclose([loss, error], [np.mean(losses), np.mean(errors)], rtol=1e-4)
 
 
 # meva.py: training
 
-BOWL = Game("bowl", 1, lambda x: -0.5 * x[:, 0] ** 2, lambda k: jax.random.uniform(k, (2, 1), minval=-2.0, maxval=2.0),
-            lambda x: x, True, ("x",))  # fmt: skip
+COUPLING = 0.5
+BOWL = Game(
+    name="bowl",
+    n=1,
+    f=lambda x: -0.5 * (x[:, 0] + COUPLING * x[::-1, 0]) ** 2,
+    init=lambda key: jax.random.uniform(key, (2, 1), minval=-2.0, maxval=2.0),
+    features=lambda x: x,
+    symmetric=True,
+    labels=("x",),
+)
+
+
+def bowl_meta_value(form, lr, gamma):
+    """P such that player 1's meta-value is -x^T P x / 2. As x' = M x is linear, P is a fixed point on matrices."""
+    returns = np.array([[1, COUPLING], [COUPLING, COUPLING**2]])  # f_1 = -x^T returns x / 2
+    p = np.zeros((2, 2))
+    for _ in range(2000):
+        ascent = -np.array([[p[0, 0], p[0, 1]], [p[0, 1], p[0, 0]]])  # grad-bar of both players' values, by symmetry
+        if form == "V":  # V(x) = (1 - gamma) f(x) + gamma V(M x), M x = x + lr grad V
+            m = np.eye(2) + lr * ascent
+            p = (1 - gamma) * returns + gamma * m.T @ p @ m
+        else:  # U(x) = (1 - gamma) f(M x) + gamma U(M x), M x = x + lr (grad f + gamma grad U)
+            m = np.eye(2) + lr * (gamma * ascent - np.array([[1, COUPLING], [COUPLING, 1]]))
+            p = m.T @ ((1 - gamma) * returns + gamma * p) @ m
+    return p
 
 
 @pytest.mark.parametrize("form", ["V", "U"])
 def test_training_reaches_the_meta_value_of_a_quadratic_game(monkeypatch, form):
-    """f_i = -x_i^2 / 2 keeps the meta-value quadratic, -v x_i^2 / 2, with v the fixed point of a scalar equation."""
+    """f_i = -(x_i + c x_j)^2 / 2 keeps the meta-value quadratic: here the right one is known."""
     monkeypatch.setitem(GAMES, "bowl", BOWL)
-    lr = 0.3
-    settings = dict(hidden=16, quantiles=1, outer_steps=800, batch_size=32, rollout_length=10, stride=10, model_lr=3e-3)
-    params, _ = train(jax.random.key(0), meva.make_config("bowl", form=form, lr=lr, **settings))
-    x = jnp.stack(jnp.meshgrid(jnp.linspace(-1.5, 1.5, 13), jnp.linspace(-1.5, 1.5, 13)), -1).reshape(-1, 2, 1)
+    lr = 0.1
+    settings = dict(hidden=16, quantiles=1, outer_steps=800, batch_size=32, rollout_length=10, stride=10, model_lr=5e-3)
+    config = meva.make_config("bowl", form=form, lr=lr, semi_gradient=True, bootstrap=0.9, **settings)
+    params, _ = train(jax.random.key(0), config)
+    line = np.linspace(-1.5, 1.5, 13)
+    x = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
     for gamma in (0.0, 0.5, 0.9):
-        v = 1.0
-        for _ in range(1000):
-            if form == "V":  # V(x) = (1 - gamma) f(x) + gamma V(x + lr grad V)
-                v = (1 - gamma) + gamma * v * (1 - lr * v) ** 2
-            else:  # U(x) = (1 - gamma) f(x') + gamma U(x'), x' = x + lr (grad f + gamma grad U)
-                v = ((1 - gamma) + gamma * v) * (1 - lr * (1 + gamma * v)) ** 2
-        expected = -0.5 * v * x[..., 0] ** 2
-        value = jax.vmap(lambda x: meta_value(params, BOWL, x, jnp.full(2, gamma)))(x)
-        assert np.abs(value - expected).mean() < 0.05, (gamma, v)
-        slope = (value * expected).sum() / (expected**2).sum()
-        assert abs(slope - 1) < 0.2 or np.abs(expected).max() < 0.2, (gamma, slope)
+        value = jax.vmap(lambda x: meta_value(params, BOWL, x[:, None], gamma))(x)
+        for player in (0, 1):
+            seen = x if player == 0 else x[:, ::-1]
+            expected = -0.5 * np.einsum("bi,ij,bj->b", seen, bowl_meta_value(form, lr, gamma), seen)
+            assert np.abs(value[:, player] - expected).mean() < 0.25 * np.abs(expected).mean(), (gamma, player)
 
 
 def test_training_with_standing_policies_learns_the_returns():
@@ -559,7 +583,7 @@ def test_divergence_ends_with_status_1_and_the_last_finite_state(tmp_path, capsy
     said = re.search(r"diverged at outer loop (\d+); .*checkpoint.npz has the state after (\d+)$", stopped.value.code)
     assert int(said[1]) == int(said[2]) + 1  # chunks of one outer loop
     with np.load(tmp_path / "results/meva_logistic.checkpoint.npz") as file:
-        assert all(np.isfinite(file[name]).all() for name in file.files if name != "config")
+        assert all(np.isfinite(file[name]).all() for name in file.files if name.startswith("state/"))
     assert not (tmp_path / "results/meva_logistic.npz").exists()
 
 
@@ -630,7 +654,8 @@ def test_every_flag_is_read(name):
     """Each flag changes the configuration and, through it, the program that is run or the keys that it runs on."""
     base = tiny("logistic", stride=3, flip_prob=0.25, semi_gradient=name == "target_inertia")
     same = flags(**{k: v for k, v in dataclasses.asdict(base).items() if k not in ("game", name) and v is not None})
-    _, _, config = meva.parse(["--game", "logistic", *same, *flags(**{name: CHANGED[name]})], "", meva.make_config, True)
+    words = ["--game", "logistic", *same, *flags(**{name: CHANGED[name]})]
+    _, _, config = meva.parse(words, "", meva.make_config, trained=True)
     assert dataclasses.replace(config, **{name: getattr(base, name)}) == base != config
 
     assert program(base) != program(config)
@@ -644,13 +669,29 @@ def test_the_same_configuration_is_the_same_program():
 
 def test_defaults_are_the_papers():
     logistic, ipd = meva.make_config("logistic"), meva.make_config("ipd")
-    paper = dict(lr=1, quantiles=16, rollout_length=50, stride=50, outer_steps=1000, model_lr=1e-3, batch_size=128,
+    sweep = (0, 0.8, 0.85, 0.9, 0.95, 0.99)
+    paper = dict(lr=1, quantiles=16, eval_gammas=sweep, semi_gradient=False, share_params=True, fixed_gamma=None,
+                 rollout_length=50, stride=50, outer_steps=1000, model_lr=1e-3, batch_size=128,
                  form="V", target_inertia=0, bootstrap=0, flip_prob=0, blocks=1, hidden=64, weight_decay=0)  # fmt: skip
     assert {name: getattr(logistic, name) for name in paper} == paper
-    paper = dict(lr=2, quantiles=32, rollout_length=100, stride=10, outer_steps=2000, model_lr=1e-4, batch_size=128,
+    sweep = (0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999)
+    paper = dict(lr=2, quantiles=32, eval_gammas=sweep, semi_gradient=True, share_params=True, fixed_gamma=None,
+                 rollout_length=100, stride=10, outer_steps=2000, model_lr=1e-4, batch_size=128,
                  form="U", target_inertia=0.99, bootstrap=0.9, flip_prob=1 / 16, blocks=2, hidden=64,
                  weight_decay=1e-2, eval_pairs=256, eval_steps=500)  # fmt: skip
     assert {name: getattr(ipd, name) for name in paper} == paper
+
+
+def test_settings_that_set_others(monkeypatch):
+    for game in ("logistic", "ipd"):
+        quick, full = meva.make_config(game, quick=True), meva.make_config(game)
+        assert quick.outer_steps < full.outer_steps and quick.form == full.form
+        assert meva.make_config(game, quick=True, outer_steps=7, hidden=3).outer_steps == 7
+    assert meva.make_config("ipd", fixed_gamma=0.9).eval_gammas == (0.9,)
+    assert meva.make_config("ipd", fixed_gamma=0.9, eval_gammas=(0.5,)).eval_gammas == (0.5,)
+    monkeypatch.setitem(GAMES, "lopsided", BOWL._replace(symmetric=False))
+    assert not meva.make_config("lopsided").share_params
+    assert meva.make_config("lopsided", share_params=True).share_params
 
 
 @pytest.mark.parametrize("game, shown", [("logistic", "1000"), ("ipd", "2000")])
@@ -659,7 +700,7 @@ def test_help_shows_the_defaults_of_the_game(game, shown, capsys):
         meva.main(["--game", game, "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0
-    assert f"outer loops of Algorithm 1 (default: {shown})" in text
+    assert f"outer loops of Algorithm 1, best a multiple of 25 (default: {shown})" in text
     for field in dataclasses.fields(meva.Config):
         assert "--" + field.name.replace("_", "-") in text
 
@@ -670,7 +711,7 @@ def test_help_shows_the_defaults_of_the_game(game, shown, capsys):
         (["--game", "chess"], "--game: invalid choice: 'chess'"),
         (["--no-such-flag"], "--no-such-flag"),
         (["--outer", "3"], "--outer"),  # no abbreviations
-        (["--num-seeds", "0"], "--num-seeds: takes a whole number from 1, not 0"),
+        (["--num-seeds", "0"], "--num-seeds: takes a whole number from 1 below 2^31, not 0"),
         (["--seed", "-1"], "--seed: takes a whole number from 0"),
         (["--lr", "nan"], "--lr: takes a finite number from 0, not nan"),
         (["--lr", "two"], "--lr: invalid float value: 'two'"),
@@ -679,6 +720,7 @@ def test_help_shows_the_defaults_of_the_game(game, shown, capsys):
         (["--hidden", "0"], "--hidden"),
         (["--blocks", "-1"], "--blocks"),
         (["--quantiles", "0"], "--quantiles"),
+        (["--outer-steps", "3000000000"], "--outer-steps: takes a whole number from 1 below 2^31"),
         (["--outer-steps", "1.5"], "--outer-steps: invalid int value: '1.5'"),
         (["--batch-size", "0"], "--batch-size"),
         (["--rollout-length", "0"], "--rollout-length"),
@@ -705,13 +747,21 @@ def test_bad_input_gets_one_line_and_status_2(words, named, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_found_before_training(tmp_path, capsys):
-    (tmp_path / "file").write_text("in the way")
+@pytest.mark.parametrize("obstacle", ["", "results", "figures", "results/meva_ipd.npz/", "figures/meva_ipd.png/"])
+def test_a_folder_that_cannot_be_written_is_found_before_training(obstacle, tmp_path, capsys):
+    out = tmp_path / "out"
+    if obstacle.endswith("/"):
+        (out / obstacle).mkdir(parents=True)
+    else:
+        (out / obstacle).parent.mkdir(exist_ok=True)
+        (out / obstacle).write_text("in the way")
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as stopped:
-        meva.main(["--out", str(tmp_path / "file")])
-    out, err = capsys.readouterr()
-    assert stopped.value.code == 2 and not out
+        meva.main(["--out", str(out)])
+    printed, err = capsys.readouterr()
+    assert stopped.value.code == 2 and not printed
     assert err.count("\n") == 1 and "--out: takes a folder that can be written" in err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_checkpoint_that_will_not_do_is_refused(tmp_path, capsys):
@@ -743,6 +793,37 @@ def test_a_checkpoint_that_will_not_do_is_refused(tmp_path, capsys):
     assert "damaged" in refused()
 
 
+# Figure and table
+
+
+def test_the_figure_shows_all_of_its_data():
+    rng = np.random.default_rng(0)
+    results = {"sweep": np.array([0.0, 0.9]), "policies": rng.normal(size=(2, 3, 4, 2, 5))}
+    for center, key in enumerate(meva.PANELS):
+        results[key] = -center + 0.1 * rng.normal(size=(2, 3, 4, 2))
+    figure = Figure()
+    meva.draw_iterated(figure, results, GAMES["ipd"], "meva", "gamma")
+    for axis, key in zip(figure.axes, meva.PANELS):
+        low, high = axis.get_ylim()
+        means = results[key].mean((1, 2))
+        assert low < means.min() and means.max() < high
+        np.testing.assert_allclose(axis.containers[0].lines[0].get_ydata(), means[:, 0])
+        np.testing.assert_allclose(axis.containers[1].lines[0].get_ydata(), means[:, 1])
+    shown = [float(text.get_text()) for text in figure.axes[3].texts]
+    expected = [*(1 / (1 + np.exp(-results["policies"]))).mean((1, 2, 3)), (1, 0, 0, 1, 1)]
+    np.testing.assert_allclose(shown, np.transpose(expected).ravel(), atol=0.0051)
+
+
+def test_the_table_says_where_policies_diverged(capsys):
+    ends = np.ones((1, 1, 29, 29, 2))
+    results = {"sweep": np.array([0.5]), "endpoints": ends, "basin_fraction": np.array([[0.25]])}
+    meva.print_table(results, "gamma")
+    assert "diverged" not in (out := capsys.readouterr().out) and "0.250" in out and "+-" not in out
+    ends[0, 0, 0] = np.nan
+    meva.print_table(results, "gamma")
+    assert "note: 3.45% of the policy parameters diverged" in capsys.readouterr().out
+
+
 # The script as a program
 
 
@@ -762,7 +843,7 @@ def shapes(game, sweep, seeds, pairs, steps):
 
 
 @pytest.mark.parametrize("game", ["logistic", "ipd"])
-def test_the_script_writes_its_results_and_its_figure(game, tmp_path):
+def test_the_script_writes_its_results_and_its_figure(game, tmp_path, monkeypatch):
     settings = {**TINY, **({"stride": 6} if GAMES[game].planar else {}), **TINY_EVAL}
     process = start(tmp_path, "--game", game, *flags(**settings))
     out, err = process.communicate()
@@ -782,6 +863,14 @@ def test_the_script_writes_its_results_and_its_figure(game, tmp_path):
     assert arrays["self_play_curve"].shape == (2, 29)  # 29 is a prime above 25: as many chunks
     assert arrays["params/embed/first/w"].shape == (2, GAMES[game].n + 1, 8)
     readme = (ROOT / "README.md").read_text()
+    if game == "ipd":  # README's example, as it stands there
+        scope = {}
+        monkeypatch.chdir(tmp_path)
+        exec(re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1], scope)
+        chex.assert_shape(scope["step"], (2, 5))
+        values = jax.vmap(lambda x: meta_value(scope["params"], GAMES["ipd"], x, 0.9))(arrays["policies"][1, 0])
+        chex.assert_tree_all_finite(values)
+        np.testing.assert_array_equal(scope["params"].readout["w"], arrays["params/readout/w"][0])
     for name in arrays:
         assert f"`{name.split('/')[0]}" in readme, f"README.md does not explain {name}"
 
