@@ -162,7 +162,7 @@ PLANAR = dict(
     eval_gammas=(0.0, 0.8, 0.85, 0.9, 0.95, 0.99), eval_pairs=32, eval_steps=200,
 )  # fmt: skip
 QUICK = dict(outer_steps=250, batch_size=64, model_lr=1e-3, eval_gammas=(0.0, 0.5, 0.9, 0.95, 0.99), eval_pairs=64)
-QUICK_PLANAR = dict(outer_steps=600)
+QUICK_PLANAR = dict(outer_steps=600, model_lr=2e-3)
 
 
 def make_config(game: str, quick: bool = False, **changes) -> Config:
@@ -700,7 +700,7 @@ def mean_and_error(samples: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarr
 
 
 def draw_planar(figure, results: dict, name: str, symbol: str):
-    """Of the first seed, sample trajectories (Fig. 2a) and basins of attraction (Fig. 2b), a column a setting."""
+    """Sample trajectories of the first seed (Fig. 2a) and basins of attraction over all seeds (Fig. 2b)."""
     axes = figure.subplots(2, len(results["sweep"]), sharex=True, sharey=True, squeeze=False)
     edge = 10 + 5 / 14  # each grid point in the middle of its cell
     for i, setting in enumerate(results["sweep"]):
@@ -708,12 +708,12 @@ def draw_planar(figure, results: dict, name: str, symbol: str):
         for path in results["trajectories"][i, 0]:  # (time, 2)
             top.plot(*path.T, color=COLORS[name], linewidth=0.6)
             top.plot(*path[-1], "o", color="black", markersize=2)
-        in_b = (results["endpoints"][i, 0] > 0).all(-1)
-        bottom.imshow(in_b, origin="lower", extent=(-edge, edge, -edge, edge), cmap="gray", vmin=0, vmax=1)
+        in_b = (results["endpoints"][i] > 0).all(-1)  # (seed, 29, 29)
+        bottom.imshow(in_b.mean(0), origin="lower", extent=(-edge, edge, -edge, edge), cmap="gray", vmin=0, vmax=1)
         top.set(title=f"{symbol} = {setting:g}", aspect="equal", xlim=(-10, 10), ylim=(-10, 10))
-        bottom.set(xlabel="$x_1$", title=f"{results['basin_fraction'][i].mean():.1%} to B")
+        bottom.set(xlabel="$x_1$", title=f"{in_b.mean():.1%} to B")
     axes[0, 0].set_ylabel("trajectories\n$x_2$")
-    axes[1, 0].set_ylabel("basin of B (white)\n$x_2$")
+    axes[1, 0].set_ylabel("basin of B: white\n(gray: of some seeds)\n$x_2$")
 
 
 def draw_iterated(figure, results: dict, game: Game, name: str, symbol: str):
