@@ -10,7 +10,7 @@ and 7). Form U (Sec. 4.1, Algorithm 1) learns U(x) = V(x'), x' the next policies
 
     python meva.py --game ipd          the paper's Fig. 3a, one model: under 20 minutes on a 2-core CPU
     python meva.py --game logistic     the paper's Fig. 2, MeVa's rows: about 2 minutes on a 2-core CPU
-    python meva.py --game logistic --outer-steps 50 --eval-gammas 0.95    a first look, under 30 seconds
+    python meva.py --game logistic --outer-steps 50 --eval-gammas 0.95    to see it run, barely trained: 30 seconds
 
 What to expect on the IPD: defection (-2) at gamma = 0, cooperation (-1) near 1, by policies like tit-for-tat that no
 best response exploits and that lead naive learners into cooperating. On the Logistic Game: everything ends at B, the
