@@ -333,7 +333,7 @@ def td_loss(params, target_params, game: Game, xs: jax.Array, gamma: jax.Array, 
         predictions, values = predictions[:-1], predictions[1:]
     rewards = jax.vmap(game.f)(xs[1:] if config.form == "U" else xs[:-1])  # U(x) looks one step ahead
     targets = lambda_returns(rewards, values, gamma, config.bootstrap)
-    if config.semi_gradient:
+    if config.semi_gradient:  # Eq. 7 does not say; on the Logistic Game the authors differentiate both of its sides
         targets = jax.lax.stop_gradient(targets)
     error = jnp.abs(targets.mean(-1) - predictions.mean(-1)).mean()
     return quantile_loss(predictions, targets).mean(), error
