@@ -29,6 +29,7 @@ class Game(NamedTuple):
     features: Callable[[jax.Array], jax.Array]  # (2, n) -> (2, n), the policies as a model sees them, row by row
     symmetric: bool  # does f_1(a, b) = f_2(b, a) hold?
     labels: tuple[str, ...]  # one for each parameter of a policy
+    extent: float = 10.0  # planar games are surveyed and drawn on [-extent, extent]^2
 
     @property
     def planar(self) -> bool:
@@ -61,6 +62,33 @@ def logistic(x: jax.Array) -> jax.Array:
     return -4 * jax.nn.sigmoid(own) * (1 - 2 * jax.nn.sigmoid(other)) - bowl / 10000
 
 
+def tandem(x: jax.Array) -> jax.Array:
+    """Tandem, f_i = 2 x_i - (x_1 + x_2)^2 (Letcher et al., 2019, as a maximisation). (2, 1) -> (2,).
+
+    Naive learners stop on the line x_1 + x_2 = 1, where the sum of their returns is 0. Each form of look-ahead stops on
+    a line of its own, further out and worse for both: each player pushes on, sure that the other will yield.
+    """
+    own = x[:, 0]
+    return 2 * own - own.sum() ** 2
+
+
+def eliminate(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Solve a y = b for y by Gaussian elimination on scalars, (4, 4), (4,) -> (4,).
+
+    Unrolled, it fuses into one loop over a batch, where jnp.linalg.solve is a library call for each system. There is no
+    pivoting: `a` must be diagonally dominant by rows or by columns.
+    """
+    rows = [[a[i, j] for j in range(4)] + [b[i]] for i in range(4)]
+    for i in range(4):
+        for j in range(i + 1, 4):
+            ratio = rows[j][i] / rows[i][i]
+            rows[j] = [below - ratio * above for below, above in zip(rows[j], rows[i])]
+    y = [None] * 4
+    for i in reversed(range(4)):
+        y[i] = (rows[i][4] - sum(rows[i][j] * y[j] for j in range(i + 1, 4))) / rows[i][i]
+    return jnp.stack(y)
+
+
 def state_distribution(x: jax.Array, discount: float) -> jax.Array:
     """Discounted share of the time that two memory-one policies spend in each joint state of an iterated 2x2 game.
 
@@ -74,27 +102,17 @@ def state_distribution(x: jax.Array, discount: float) -> jax.Array:
     Returns:
       (4,), probabilities of DD, CD, DC, CC as player 1 sees them; they sum to 1.
     """
-    cooperate = jax.nn.sigmoid(x)
-    ours = [cooperate[0, i] for i in (0, 1, 2, 3, 4)]
-    theirs = [cooperate[1, i] for i in (0, 1, 3, 2, 4)]  # player 1's CD is player 2's DC
-
-    def joint(a, b):
-        return [(1 - a) * (1 - b), a * (1 - b), (1 - a) * b, a * b]
-
-    start, *transition = [joint(a, b) for a, b in zip(ours, theirs)]  # transition[s][t]: from joint state s to t
-    rows = [
-        [(s == t) - discount * transition[s][t] for s in range(4)] + [(1 - discount) * start[t]] for t in range(4)
-    ]
-    # Gaussian elimination on scalars, which fuses into one loop over a batch where jnp.linalg.solve is a library call.
-    # It needs no pivoting: the transpose of I - discount P is diagonally dominant by columns.
-    for i in range(4):
-        for j in range(i + 1, 4):
-            ratio = rows[j][i] / rows[i][i]
-            rows[j] = [a - ratio * b for a, b in zip(rows[j], rows[i])]
-    share = [None] * 4
-    for i in reversed(range(4)):
-        share[i] = (rows[i][4] - sum(rows[i][j] * share[j] for j in range(i + 1, 4))) / rows[i][i]
-    return jnp.stack(share)
+    ours, theirs = jax.nn.sigmoid(x)
+    theirs = theirs[jnp.array([0, 1, 3, 2, 4])]  # player 1's CD is player 2's DC
+    joint = jnp.stack([(1 - ours) * (1 - theirs), ours * (1 - theirs), (1 - ours) * theirs, ours * theirs])  # (4, 5)
+    a = jnp.eye(4) - discount * joint[:, 1:]  # the transpose of I - discount P: entry [t, s] goes from s to t
+    # Derivatives solve the system again instead of going through the elimination: look-ahead takes several of them.
+    return jax.lax.custom_linear_solve(
+        lambda y: (a * y).sum(1),  # not a matrix product, which a GPU would round to TF32
+        (1 - discount) * joint[:, 0],
+        solve=lambda _, b: eliminate(a, b),
+        transpose_solve=lambda _, b: eliminate(a.T, b),
+    )
 
 
 def memory_one_returns(x: jax.Array, payoffs: tuple[tuple[float, ...], ...], discount: float) -> jax.Array:
@@ -136,6 +154,16 @@ GAMES: dict[str, Game] = {
         features=lambda x: x / 10,  # not in the paper's text, which does not say how x is scaled
         symmetric=True,
         labels=("x",),
+    ),
+    "tandem": Game(
+        name="tandem",
+        n=1,
+        f=tandem,
+        init=lambda key: jax.random.uniform(key, (2, 1), minval=-3.0, maxval=3.0),
+        features=lambda x: x / 3,
+        symmetric=True,
+        labels=("x",),
+        extent=2.0,
     ),
     "ipd": iterated_game("ipd", payoffs=((-2, -3, 0, -1), (-2, 0, -3, -1)), discount=0.96, symmetric=True),
 }

@@ -22,6 +22,7 @@ import argparse
 import dataclasses
 import datetime
 import errno
+import itertools
 import json
 import math
 import os
@@ -50,12 +51,10 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+GAME = (f"one of {', '.join(sorted(GAMES))}", GAMES.__contains__)
 COUNT = ("a whole number from 1 below 2^31", lambda value: 1 <= value < 2**31)
 SEED = ("a whole number from 0 below 2^31", lambda value: 0 <= value < 2**31)
 STEP = ("a finite number from 0", lambda value: 0 <= value < math.inf)
-SHARE = ("a number in [0, 1]", lambda value: 0 <= value <= 1)
-DISCOUNT = ("a number in [0, 1)", lambda value: 0 <= value < 1)
-SWITCH = ("true or false", lambda value: isinstance(value, bool))
 
 
 def option(default, takes, help):
@@ -112,11 +111,20 @@ def parse(argv, doc, make_config, trained):
 # --- end shared ---
 
 
+NAME = "meva"  # in the names of files, and its color
+SYMBOL = r"$\gamma$"  # what is swept
+TITLE = "MeVa, form {form}"  # with the settings of a run
+
+SHARE = ("a number in [0, 1]", lambda value: 0 <= value <= 1)
+DISCOUNT = ("a number in [0, 1)", lambda value: 0 <= value < 1)
+SWITCH = ("true or false", lambda value: isinstance(value, bool))
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of a run. The defaults here are the paper's for the IPD (App. E); `make_config` has the others."""
 
-    game: str = option("ipd", (f"one of {', '.join(GAMES)}", GAMES.__contains__), "the game")
+    game: str = option("ipd", GAME, "the game")
     seed: int = option(0, SEED, "first seed")
     num_seeds: int = option(1, COUNT, "number of seeds, each a model of its own: seed, seed + 1, ...")
     # The policies
@@ -161,6 +169,7 @@ PLANAR = dict(
     bootstrap=0.0, target_inertia=0.0, semi_gradient=False, model_lr=1e-3, weight_decay=0.0,
     eval_gammas=(0.0, 0.8, 0.85, 0.9, 0.95, 0.99), eval_pairs=32, eval_steps=200,
 )  # fmt: skip
+TANDEM = dict(lr=0.1)  # at which naive learning is stable
 QUICK = dict(outer_steps=250, batch_size=64, model_lr=1e-3, eval_gammas=(0.0, 0.5, 0.9, 0.95, 0.99), eval_pairs=64)
 QUICK_PLANAR = dict(outer_steps=600, model_lr=2e-3)
 
@@ -170,6 +179,7 @@ def make_config(game: str, quick: bool = False, **changes) -> Config:
     planar = GAMES[game].planar
     settings = dict(game=game, share_params=GAMES[game].symmetric)
     settings |= PLANAR if planar else {}
+    settings |= TANDEM if game == "tandem" else {}
     settings |= (QUICK_PLANAR if planar else QUICK) if quick else {}
     if changes.get("fixed_gamma") is not None:
         settings["eval_gammas"] = (changes["fixed_gamma"],)
@@ -488,15 +498,15 @@ def seed_keys(config) -> tuple[jax.Array, jax.Array]:
     return keys[:, 0], keys[:, 1]
 
 
-def output_paths(out: pathlib.Path, name: str, parser: Parser) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:
-    """Paths of the results, the checkpoint and the figure in `out`; ends with status 2 where one cannot be written."""
-    results, figures = out / "results", out / "figures"
-    files = results / f"{name}.npz", results / f"{name}.checkpoint.npz", figures / f"{name}.png"
+def output_paths(out: pathlib.Path, parser: Parser, *names: str) -> list[pathlib.Path]:
+    """The files of these names in `out`, their folders made; ends with status 2 where one cannot be written."""
+    files = [out / name for name in names]
+    folders = sorted({path.parent for path in files})
     try:
-        for path in (results, figures, *files):  # before anything is made
-            if path.exists() and path.is_dir() != (path in (results, figures)):
+        for path in (*folders, *files):  # before anything is made
+            if path.exists() and path.is_dir() != (path in folders):
                 raise OSError(errno.EEXIST, f"{path} is in the way")
-        for folder in (results, figures):
+        for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
@@ -506,16 +516,10 @@ def output_paths(out: pathlib.Path, name: str, parser: Parser) -> tuple[pathlib.
 
 def describe(config) -> str:
     """The configuration with the versions and the device that it runs on, as JSON."""
-    versions = {module.__name__: module.__version__ for module in (jax, optax, np)}
+    packages = {name: sys.modules[name].__version__ for name in ("jax", "numpy", "optax") if name in sys.modules}
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
-    run_on = {"python": platform.python_version(), **versions, "device": device}
+    run_on = {"python": platform.python_version(), **packages, "device": device}
     return json.dumps(dataclasses.asdict(config) | {"run_on": run_on})
-
-
-def flatten(prefix: str, tree) -> dict[str, np.ndarray]:
-    """The leaves of a pytree by name, `prefix/path/to/leaf`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}": np.asarray(x) for path, x in leaves}
 
 
 def write_npz(path: pathlib.Path, arrays: dict):
@@ -532,6 +536,12 @@ def write_npz(path: pathlib.Path, arrays: dict):
 
 
 # --- shared: training ---
+def flatten(prefix: str, tree) -> dict[str, np.ndarray]:
+    """The leaves of a pytree by name, `prefix/path/to/leaf`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}": np.asarray(x) for path, x in leaves}
+
+
 def trained_config(config) -> dict:
     """What a checkpoint must agree with: the configuration, but for how the result is evaluated."""
     return {name: value for name, value in dataclasses.asdict(config).items() if not name.startswith("eval_")}
@@ -601,22 +611,26 @@ def run_training(keys: jax.Array, config, checkpoint: pathlib.Path, resume: bool
 
 
 # --- shared: evaluation ---
-def planar_grid() -> jax.Array:
-    """The surveyed area of Fig. 2b: 29 x 29 joint policies on [-10, 10]^2, x_1 along the columns. (29, 29, 2)."""
-    line = jnp.arange(-14, 15) * 10 / 14
+DETERMINISTIC = 60.0 * np.array(list(itertools.product((-0.5, 0.5), repeat=5)), np.float32)  # (32, 5), log-odds
+
+
+def planar_grid(game: Game) -> jax.Array:
+    """The surveyed area, [-10, 10]^2 in Fig. 2b: 29 x 29 joint policies, x_1 along the columns. (29, 29, 2)."""
+    line = jnp.arange(-14, 15) * game.extent / 14
     return jnp.stack(jnp.meshgrid(line, line), -1)
 
 
 def evaluate_planar(key: jax.Array, game: Game, field, strength: jax.Array, config) -> dict[str, jax.Array]:
     """Basins and sample trajectories under `field(x, strengths)`, both players of the same strength (Fig. 2)."""
     own_field = partial(field, strengths=jnp.full(2, strength))
-    grid = planar_grid()[..., None]  # (29, 29, 2, 1)
+    grid = planar_grid(game)[..., None]  # (29, 29, 2, 1)
     endpoints = jax.vmap(jax.vmap(lambda x: follow(own_field, x, config.lr, config.eval_steps)[0]))(grid)[..., 0]
     starts = jax.vmap(game.init)(jax.random.split(key, config.eval_pairs))
     ends, paths = jax.vmap(lambda x: follow(own_field, x, config.lr, config.eval_steps))(starts)
     return {
         "endpoints": endpoints,
         "basin_fraction": (endpoints > 0).all(-1).mean(),
+        "final_returns": jax.vmap(jax.vmap(game.f))(endpoints[..., None]).mean((0, 1)),
         "trajectories": jnp.concatenate([paths, ends[:, None]], 1)[..., 0],
         "field": config.lr * jax.vmap(jax.vmap(own_field))(grid)[..., 0],
     }
@@ -626,7 +640,9 @@ def evaluate_iterated(key: jax.Array, game: Game, field, strength: jax.Array, co
     """Policy pairs under `field(x, strengths)`: in self-play, against a best response, with a naive learner (Fig. 3).
 
     Player 1 is the agent, of this strength. In self-play so is player 2; the best response is a fresh policy that
-    follows its own gradient while the agent stands still; the naive learner follows its own gradient from the start.
+    follows its own gradient while the agent stands still; the exact best response is the best of the 32 deterministic
+    policies (one of them is a best response to any memory-one policy); the naive learner follows its own gradient from
+    the start.
     """
 
     def best_response_field(x):
@@ -641,13 +657,17 @@ def evaluate_iterated(key: jax.Array, game: Game, field, strength: jax.Array, co
         policies, _ = follow(partial(field, strengths=jnp.full(2, strength)), start, config.lr, config.eval_steps)
         response_start = policies.at[1].set(game.init(key_response)[1])
         responses, _ = follow(best_response_field, response_start, config.lr, config.eval_steps)
+        candidates = jax.vmap(policies.at[1].set)(DETERMINISTIC)  # (32, 2, 5)
+        exact = candidates[jax.vmap(game.f)(candidates)[:, 1].argmax()]
         shaped, _ = follow(versus_naive_field, start, config.lr, config.eval_steps)
         return {
             "policies": policies,
             "response_policies": responses,
+            "exact_response_policies": exact,
             "versus_naive_policies": shaped,
             "self_play": game.f(policies),
             "best_response": game.f(responses),
+            "exact_best_response": game.f(exact),
             "versus_naive": game.f(shaped),
         }
 
@@ -661,6 +681,7 @@ def evaluate_iterated(key: jax.Array, game: Game, field, strength: jax.Array, co
 def evaluate(keys: jax.Array, params, config: Config) -> dict[str, jax.Array]:
     """Evaluate the models of all seeds at every gamma of the sweep (Figs. 2, 3). Arrays (sweep, seed, ...)."""
     game = GAMES[config.game]
+    gammas = jnp.array(config.eval_gammas)
 
     def one(gamma, key, params):
         def field(x, strengths):
@@ -668,11 +689,11 @@ def evaluate(keys: jax.Array, params, config: Config) -> dict[str, jax.Array]:
 
         if not game.planar:
             return evaluate_iterated(key, game, field, gamma, config)
-        grid = planar_grid()[..., None]
+        grid = planar_grid(game)[..., None]
         values = jax.vmap(jax.vmap(lambda x: meta_value(params, game, x, gamma)))(grid)
         return evaluate_planar(key, game, field, gamma, config) | {"values": values}
 
-    return over(lambda gamma: over(partial(one, gamma))(keys, params))(jnp.array(config.eval_gammas))
+    return {"sweep": gammas} | over(lambda gamma: over(partial(one, gamma))(keys, params))(gammas)
 
 
 # --- shared: figure ---
@@ -680,9 +701,15 @@ COLORS = {"naive": "tab:gray", "lola": "tab:orange", "hola": "tab:green", "cola"
 PANELS = {  # what is played, and who the second player is
     "self_play": ("self-play", "other agent"),
     "best_response": ("against a best response", "best response"),
+    "exact_best_response": ("against the exact best response", "exact best response"),
     "versus_naive": ("with a naive learner", "naive learner"),
 }
 TIT_FOR_TAT = (1, 0, 0, 1, 1)
+
+
+def title(config) -> str:
+    settings = dataclasses.asdict(config)
+    return f"{TITLE} on {{game}}: {{num_seeds}} seed(s) from {{seed}}".format(**settings)
 
 
 def save_figure(figure, path: pathlib.Path):
@@ -699,26 +726,26 @@ def mean_and_error(samples: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarr
     return mean, samples.std(axes, ddof=1) / count**0.5 if count > 1 else np.full_like(mean, np.nan)
 
 
-def draw_planar(figure, results: dict, name: str, symbol: str):
+def draw_planar(figure, results: dict, game: Game):
     """Sample trajectories of the first seed (Fig. 2a) and basins of attraction over all seeds (Fig. 2b)."""
     axes = figure.subplots(2, len(results["sweep"]), sharex=True, sharey=True, squeeze=False)
-    edge = 10 + 5 / 14  # each grid point in the middle of its cell
+    edge = game.extent * 29 / 28  # each grid point in the middle of its cell
     for i, setting in enumerate(results["sweep"]):
         top, bottom = axes[:, i]
         for path in results["trajectories"][i, 0]:  # (time, 2)
-            top.plot(*path.T, color=COLORS[name], linewidth=0.6)
+            top.plot(*path.T, color=COLORS[NAME], linewidth=0.6)
             top.plot(*path[-1], "o", color="black", markersize=2)
         in_b = (results["endpoints"][i] > 0).all(-1)  # (seed, 29, 29)
         bottom.imshow(in_b.mean(0), origin="lower", extent=(-edge, edge, -edge, edge), cmap="gray", vmin=0, vmax=1)
-        top.set(title=f"{symbol} = {setting:g}", aspect="equal", xlim=(-10, 10), ylim=(-10, 10))
-        bottom.set(xlabel="$x_1$", title=f"{in_b.mean():.1%} to B")
+        top.set(title=f"{SYMBOL} = {setting:g}", aspect="equal", xlim=(-edge, edge), ylim=(-edge, edge))
+        bottom.set(xlabel="$x_1$", title=f"{in_b.mean():.1%} end there")
     axes[0, 0].set_ylabel("trajectories\n$x_2$")
-    axes[1, 0].set_ylabel("basin of B: white\n(gray: of some seeds)\n$x_2$")
+    axes[1, 0].set_ylabel("white: ends in $x_1, x_2 > 0$\n(gray: with some seeds)\n$x_2$")
 
 
-def draw_iterated(figure, results: dict, game: Game, name: str, symbol: str):
-    """Returns in self-play, against a best response and with a naive learner (Fig. 3); the policies of self-play."""
-    axes = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.3))
+def draw_iterated(figure, results: dict, game: Game):
+    """Returns in self-play, against best responses and with a naive learner (Fig. 3); the policies of self-play."""
+    axes = figure.subplots(1, 5, width_ratios=(1, 1, 1, 1, 1.3))
     ticks = np.arange(len(results["sweep"]))
     labels = [f"{setting:g}" for setting in results["sweep"]]
     for axis, (key, (title, opponent)) in zip(axes, PANELS.items()):
@@ -726,87 +753,91 @@ def draw_iterated(figure, results: dict, game: Game, name: str, symbol: str):
             axis.sharey(axes[0])
         mean, error = mean_and_error(results[key], (1, 2))  # (sweep, 2)
         style = dict(markersize=3, capsize=2)
-        axis.errorbar(ticks, mean[:, 0], error[:, 0], color=COLORS[name], marker="o", label=f"{name} agent", **style)
+        axis.errorbar(ticks, mean[:, 0], error[:, 0], color=COLORS[NAME], marker="o", label=f"{NAME} agent", **style)
         axis.errorbar(ticks, mean[:, 1], error[:, 1], color="black", marker="s", label=opponent, ls="--", **style)
-        axis.plot(ticks, results[key].mean(2)[..., 0], color=COLORS[name], linewidth=0.4, alpha=0.6)  # each seed
-        axis.set(title=title, xlabel=symbol, ylabel="expected return per round")
+        axis.plot(ticks, results[key].mean(2)[..., 0], color=COLORS[NAME], linewidth=0.4, alpha=0.6)  # each seed
+        axis.set(title=title, xlabel=SYMBOL, ylabel="expected return per round")
         axis.set_xticks(ticks, labels, rotation=60)
         axis.legend(fontsize="small")
     cooperate = np.exp(-np.logaddexp(0, -results["policies"])).mean((1, 2, 3))  # (sweep, 5)
     table = np.concatenate([cooperate, [TIT_FOR_TAT]]).T
-    image = axes[3].imshow(table, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    image = axes[-1].imshow(table, cmap="viridis", vmin=0, vmax=1, aspect="auto")
     for (row, column), share in np.ndenumerate(table):
         color = "black" if share > 0.5 else "white"
-        axes[3].text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=6, color=color)
-    axes[3].set(title="policies in self-play", xlabel=symbol, ylabel="state, own action first")
-    axes[3].set_xticks(range(len(labels) + 1), [*labels, "tit-for-tat"], rotation=60)
-    axes[3].set_yticks(range(5), game.labels)
-    figure.colorbar(image, ax=axes[3], label="probability of cooperating")
+        axes[-1].text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=6, color=color)
+    axes[-1].set(title="policies in self-play", xlabel=SYMBOL, ylabel="state, own action first")
+    axes[-1].set_xticks(range(len(labels) + 1), [*labels, "tit-for-tat"], rotation=60)
+    axes[-1].set_yticks(range(5), game.labels)
+    figure.colorbar(image, ax=axes[-1], label="probability of cooperating")
 
 
 # --- end shared ---
 
 
 # --- shared: curves ---
-CURVES = {"loss": "loss", "td_error": "TD error (return)", "self_play_curve": "self-play return"}
-
-
-def draw_curves(figure, results: dict, name: str, outer_steps: int):
-    """Training curves, a thin line for each seed and a thick one for their mean."""
-    for axis, (key, label) in zip(figure.subplots(1, len(CURVES)), CURVES.items()):
+def draw_curves(axes, results: dict, labels: dict, outer_steps: int):
+    """Training curves, a thin line for each seed and a thick one for their mean: `labels[key]` on an axis each."""
+    for axis, (key, label) in zip(axes, labels.items()):
         curves = results[key]  # (seed, step)
         steps = np.linspace(0, outer_steps, curves.shape[1] + 1)[1:]
-        axis.plot(steps, curves.T, color=COLORS[name], linewidth=0.5, alpha=0.6)
-        axis.plot(steps, curves.mean(0), color=COLORS[name], linewidth=1.2)
-        axis.set(xlabel="outer loops", ylabel=label, yscale="linear" if key == "self_play_curve" else "log")
+        axis.plot(steps, curves.T, color=COLORS[NAME], linewidth=0.5, alpha=0.6)
+        axis.plot(steps, curves.mean(0), color=COLORS[NAME], linewidth=1.2)
+        axis.set(xlabel="outer loops", ylabel=label, yscale="log" if (curves > 0).all() else "linear")
 
 
 # --- end shared ---
 
 
-def draw(results: dict, config: Config, path: pathlib.Path):
-    """What the paper shows of MeVa on this kind of game (Figs. 2 or 3a), above the training curves."""
+def report(results: dict, config: Config, path: pathlib.Path):
+    """Draw the paper's view of MeVa on this kind of game (Figs. 2 or 3a) above the training curves; print the table."""
     game = GAMES[config.game]
-    count = len(results["sweep"])
-    figure = Figure(figsize=(max(2 * count + 1, 9), 7) if game.planar else (15, 7), layout="constrained")
+    figure = Figure(figsize=(max(2 * len(results["sweep"]) + 1, 9) if game.planar else 18, 7), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.6, 1))
-    top.suptitle(f"MeVa, {game.name}: {config.num_seeds} seed(s), form {config.form}")
-    if game.planar:
-        draw_planar(top, results, "meva", r"$\gamma$")
-    else:
-        draw_iterated(top, results, game, "meva", r"meta-discount $\gamma$")
-    draw_curves(bottom, results, "meva", config.outer_steps)
+    top.suptitle(title(config))
+    (draw_planar if game.planar else draw_iterated)(top, results, game)
+    labels = {"loss": "loss", "td_error": "TD error (return)", "self_play_curve": "self-play return"}
+    draw_curves(bottom.subplots(1, 3), results, labels, config.outer_steps)
     save_figure(figure, path)
+    print_table(results)
 
 
 # --- shared: table ---
-def print_table(results: dict, symbol: str):
-    """Means and standard errors over seeds (basins), or over all policy pairs of all seeds (returns per round)."""
+def print_table(results: dict):
+    """Means and standard errors over seeds (planar games), or over all policy pairs of all seeds (iterated ones)."""
     ends = results["endpoints" if "endpoints" in results else "policies"]
     if not np.isfinite(ends).all():
         print(f"note: {1 - np.isfinite(ends).mean():.2%} of the policy parameters diverged in evaluation")
 
+    def shown(number):
+        return f"{number:.3f}" if abs(number) < 1e5 else f"{number:.3g}"
+
     def cells(samples, axes):
         pairs = zip(*mean_and_error(samples, axes))
-        return [f"{mean:.3f} +- {error:.3f}" if np.isfinite(error) else f"{mean:.3f}" for mean, error in pairs]
+        return [shown(mean) + f" +- {shown(error)}" * bool(np.isfinite(error)) for mean, error in pairs]
 
-    columns = {symbol: [f"{setting:g}" for setting in results["sweep"]]}
+    columns = {SYMBOL.strip("$\\"): [f"{setting:g}" for setting in results["sweep"]]}
     if "basin_fraction" in results:
-        columns["share of the grid that ends at B"] = cells(results["basin_fraction"], (1,))
+        columns["share that ends in x_1, x_2 > 0"] = cells(results["basin_fraction"], (1,))
+        for i in (0, 1):
+            columns[f"final return of player {i + 1}"] = cells(results["final_returns"][..., i], (1,))
     else:
-        for key, (title, opponent) in PANELS.items():
-            columns[f"{title}: agent"] = cells(results[key][..., 0], (1, 2))
-            columns[opponent] = cells(results[key][..., 1], (1, 2))
+        for key, (_, opponent) in PANELS.items():
+            both = [cells(results[key][..., i], (1, 2)) for i in (0, 1)]
+            columns[f"agent : {opponent}"] = list(map(" : ".join, zip(*both)))
+    widths = [max(map(len, [name, *column])) for name, column in columns.items()]
     for row in [columns.keys(), *zip(*columns.values())]:
-        print("  ".join(cell.rjust(max(len(title), 15)) for cell, title in zip(row, columns)))
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
 
 
 # --- end shared ---
 
 
+# --- shared: main ---
 def main(argv=None):
     parser, args, config = parse(argv, __doc__, make_config, trained=True)
-    results_path, checkpoint_path, figure_path = output_paths(args.out, f"meva_{config.game}", parser)
+    name = f"{NAME}_{config.game}"
+    names = f"results/{name}.npz", f"results/{name}.checkpoint.npz", f"figures/{name}.png"
+    results_path, checkpoint_path, figure_path = output_paths(args.out, parser, *names)
     print(describe(config), flush=True)
 
     train_keys, eval_keys = seed_keys(config)
@@ -819,15 +850,14 @@ def main(argv=None):
         print("interrupted; --resume goes on from the last checkpoint", flush=True)
         sys.exit(130)
 
-    results = {"config": describe(config), "sweep": np.array(config.eval_gammas, np.float32)} | evaluation
+    results = {"config": describe(config)} | evaluation | curves | flatten("params", params)
     if GAMES[config.game].planar:
-        results["grid"] = np.asarray(planar_grid())
-    results |= curves | flatten("params", params)
+        results["grid"] = np.asarray(planar_grid(GAMES[config.game]))
     write_npz(results_path, results)
-    draw(results, config, figure_path)
-    print_table(results, "gamma")
+    report(results, config, figure_path)
     print(f"wrote {results_path} and {figure_path}")
 
 
 if __name__ == "__main__":
     main()
+# --- end shared ---

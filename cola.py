@@ -1,0 +1,817 @@
+"""COLA, consistent LOLA: a learned gradient that looks ahead at itself.
+
+Willi et al. (2022), as in Cooijmans, Aghajohari and Courville, Learning with Learning Awareness using Meta-Values,
+App. B. Where HOLA(n) always looks one step further ahead than it takes the other to look, COLA's gradient g is one that
+both players can follow knowing it of each other, a fixed point of HOLA's recursion (cf. Eq. 3),
+
+    g_1(x) = d/dx_1 f_1(x_1, x_2 + alpha g_2(x)),    g_2(x) = d/dx_2 f_2(x_1 + alpha g_1(x), x_2).
+
+A network learns g for all alpha in [0, alpha_max] by minimising the squared distance between the two sides (cf. Eq. 4).
+
+    python cola.py --game ipd          TIME_IPD on a 2-core CPU
+    python cola.py --game logistic     the paper's Fig. 2, COLA's rows: TIME_LOGISTIC
+    python cola.py --game logistic --outer-steps 500      to see it run, barely trained: TIME_SHORT
+
+The paper leaves open how long to train, the batch, the learning rate and of what the squared distance is the mean. Here
+it is the sum over both players' parameters, in the mean over policies drawn from the game's `init` and over alpha ~
+U[0, alpha_max]; STEPS
+
+What to expect on the IPD: EXPECT_IPD. On the Logistic Game: EXPECT_LOGISTIC. A run prints two tables and writes
+results/cola_GAME.npz and figures/cola_GAME.png.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import errno
+import itertools
+import json
+import math
+import os
+import pathlib
+import platform
+import sys
+import tempfile
+import time
+import typing
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from matplotlib.figure import Figure
+
+from games import GAMES, Game, simultaneous_gradient
+
+
+# --- shared: options ---
+class Parser(argparse.ArgumentParser):
+    """Bad input gets one line and exit status 2."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+GAME = (f"one of {', '.join(sorted(GAMES))}", GAMES.__contains__)
+COUNT = ("a whole number from 1 below 2^31", lambda value: 1 <= value < 2**31)
+SEED = ("a whole number from 0 below 2^31", lambda value: 0 <= value < 2**31)
+STEP = ("a finite number from 0", lambda value: 0 <= value < math.inf)
+
+
+def option(default, takes, help):
+    """A field of Config, and so a flag. `takes` says what a good value is: in words, and as a predicate."""
+    return dataclasses.field(default=default, metadata={"takes": takes, "help": help})
+
+
+def validate(config):
+    """Raise ValueError, naming the flag and what it takes, at the first field out of its range."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        each = value if isinstance(value, tuple) else (value,)
+        words, is_good = field.metadata["takes"]
+        if value is not None and not all(map(is_good, each)):
+            shown = " ".join(map(str, each))
+            raise ValueError(f"argument --{field.name.replace('_', '-')}: takes {words}, not {shown}")
+
+
+def parse(argv, doc, make_config, trained):
+    """Read the command line: (parser, arguments, config). `make_config(game, quick, **flags)` has the defaults."""
+    first = Parser(add_help=False, allow_abbrev=False)
+    first.add_argument("--game", default="ipd", choices=sorted(GAMES), help="the game (default: ipd)")
+    first.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in 3 minutes")
+    known, _ = first.parse_known_args(argv)
+    defaults = make_config(known.game, known.quick)
+
+    parser = Parser(
+        description=doc, parents=[first], allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")
+    if trained:
+        parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
+    group = parser.add_argument_group(f"settings, with the defaults for --game {known.game}{' --quick' * known.quick}")
+    fields = dataclasses.fields(defaults)[1:]  # all but the game
+    for field in fields:
+        value = getattr(defaults, field.name)
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        settings = {"default": argparse.SUPPRESS, "help": f"{field.metadata['help']} (default: {shown})"}
+        if field.type is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        else:
+            settings["type"] = (typing.get_args(field.type) or (field.type,))[0]  # the float of `float | None`
+            settings["nargs"] = "+" if isinstance(value, tuple) else None
+        group.add_argument("--" + field.name.replace("_", "-"), **settings)
+    args = parser.parse_args(argv)
+    flags = {field.name: getattr(args, field.name) for field in fields if hasattr(args, field.name)}
+    flags = {name: tuple(value) if isinstance(value, list) else value for name, value in flags.items()}
+    try:
+        return parser, args, make_config(args.game, args.quick, **flags)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+# --- end shared ---
+
+
+NAME = "cola"  # in the names of files, and its color
+SYMBOL = r"$\alpha$"  # what is swept
+TITLE = "COLA"  # with the settings of a run
+
+POSITIVE = ("a finite number above 0", lambda value: 0 < value < math.inf)
+SWITCH = ("true or false", lambda value: isinstance(value, bool))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All settings of a run. The defaults here are those for the IPD; `make_config` has the others."""
+
+    game: str = option("ipd", GAME, "the game")
+    seed: int = option(0, SEED, "first seed")
+    num_seeds: int = option(1, COUNT, "number of seeds, each a model of its own: seed, seed + 1, ...")
+    # The policies
+    lr: float = option(2.0, STEP, "step size of the policies, the paper's alpha in Eq. 1")
+    # The model
+    hidden: int = option(64, COUNT, "width of the model (App. D)")
+    blocks: int = option(2, COUNT, "residual blocks in each of the model's two MLPs (App. D, E)")
+    share_params: bool = option(True, SWITCH, "one parameter set for both players, theta_1 = theta_2 (App. D)")
+    # Its training
+    alpha_max: float = option(10.0, POSITIVE, "train for look-ahead steps alpha ~ U[0, alpha_max] (App. D)")
+    outer_steps: int = option(5000, COUNT, "steps of training, best a multiple of 500")
+    batch_size: int = option(128, COUNT, "joint policies in a step")
+    semi_gradient: bool = option(False, SWITCH, "hold the right side of the equation constant (Eq. 4 has both sides)")
+    model_lr: float = option(3e-3, STEP, "first learning rate of the model; it decays to 0 by a cosine")
+    # Evaluation
+    eval_alphas: tuple[float, ...] = option((0.0, 1.0, 2.0, 5.0, 10.0), STEP, "look-ahead steps to evaluate (Fig. 2)")
+    eval_pairs: int = option(256, COUNT, "policy pairs for each alpha and seed (Sec. 5.2)")
+    eval_steps: int = option(500, COUNT, "steps that they are followed for")
+
+    def __post_init__(self):
+        validate(self)
+        if max(self.eval_alphas) > self.alpha_max:
+            words = f"takes numbers up to --alpha-max {self.alpha_max}, not {max(self.eval_alphas)}"
+            raise ValueError(f"argument --eval-alphas: {words}")
+
+
+PLANAR = dict(lr=1.0, blocks=1, outer_steps=10000, eval_pairs=32, eval_steps=200)
+TANDEM = dict(lr=0.1, alpha_max=0.5, eval_alphas=(0.0, 0.1, 0.2, 0.3, 0.5))  # at which naive learning is stable
+QUICK = dict(outer_steps=2000)
+
+
+def make_config(game: str, quick: bool = False, **changes) -> Config:
+    """The settings for a game, with changes."""
+    settings = dict(game=game, share_params=GAMES[game].symmetric)
+    settings |= PLANAR if GAMES[game].planar else {}
+    settings |= TANDEM if game == "tandem" else {}
+    settings |= QUICK if quick else {}
+    if "alpha_max" in changes:
+        settings["eval_alphas"] = tuple(share * changes["alpha_max"] for share in (0.0, 0.1, 0.2, 0.5, 1.0))
+    return Config(**settings | changes)
+
+
+# --- shared: network ---
+def linear_init(key: jax.Array, inputs: int, outputs: int) -> dict:
+    return {"w": jax.random.normal(key, (inputs, outputs)) / inputs**0.5, "b": jnp.zeros(outputs)}
+
+
+def linear(params: dict, x: jax.Array) -> jax.Array:
+    return x @ params["w"] + params["b"]
+
+
+def layer_norm(x: jax.Array) -> jax.Array:
+    """Zero mean, unit variance over the units. No learned scale and shift."""
+    return (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-6)
+
+
+def mlp_init(key: jax.Array, inputs: int, width: int, blocks: int) -> dict:
+    first, last, *keys = jax.random.split(key, 2 + 2 * blocks)
+    return {
+        "first": linear_init(first, inputs, width),
+        "blocks": [
+            {"in": linear_init(a, width, width), "out": linear_init(b, width, width), "gate": jnp.zeros(width)}
+            for a, b in zip(keys[::2], keys[1::2])
+        ],
+        "last": linear_init(last, width, width),
+    }
+
+
+def mlp(params: dict, x: jax.Array, last=jax.nn.gelu) -> jax.Array:
+    """Residual blocks between two layer-normalised nonlinear layers (App. D). (..., inputs) -> (..., width)."""
+    h = jax.nn.gelu(layer_norm(linear(params["first"], x)))
+    for block in params["blocks"]:
+        gate = jax.nn.sigmoid(block["gate"])  # learned, one for each unit
+        h = gate * h + (1 - gate) * linear(block["out"], jax.nn.gelu(layer_norm(linear(block["in"], h))))
+    return last(layer_norm(linear(params["last"], h)))
+
+
+# --- end shared ---
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Parameters theta of App. D's model without quantiles: embed each policy, combine own and other's, read off."""
+
+    embed: dict  # MLP, (x_i, alpha) -> z_i
+    combine: dict  # MLP, (z_i, z_j) -> h_i
+    readout: dict  # linear, h_i -> gradient for player i
+    alpha_max: float = dataclasses.field(metadata={"static": True})  # the model sees alpha / alpha_max
+
+
+def model_init(key: jax.Array, game: Game, config: Config) -> Model | tuple[Model, Model]:
+    """Parameters of the gradient: one model for both players, or one for each where they share none."""
+    if not config.share_params:
+        shared = dataclasses.replace(config, share_params=True)
+        return tuple(model_init(player_key, game, shared) for player_key in jax.random.split(key))
+    key_embed, key_combine, key_readout = jax.random.split(key, 3)
+    return Model(
+        embed=mlp_init(key_embed, game.n + 1, config.hidden, config.blocks),
+        combine=mlp_init(key_combine, 2 * config.hidden, config.hidden, config.blocks),
+        readout=linear_init(key_readout, config.hidden, game.n),
+        alpha_max=config.alpha_max,
+    )
+
+
+def model_gradient(params, game: Game, own: jax.Array, other: jax.Array, alpha: jax.Array) -> jax.Array:
+    """The model's gradient, row i for player i with its policy in row i of `own` and the other's in `other`. (2, n)."""
+    if isinstance(params, tuple):
+        return jnp.stack([model_gradient(params[i], game, own, other, alpha)[i] for i in (0, 1)])
+
+    def embed(x):  # (2, n) -> (2, hidden)
+        share = jnp.full((2, 1), alpha / params.alpha_max)
+        return mlp(params.embed, jnp.concatenate([game.features(x), share], -1))
+
+    return linear(params.readout, mlp(params.combine, jnp.concatenate([embed(own), embed(other)[::-1]], -1)))
+
+
+def cola_gradient(params, game: Game, x: jax.Array, alpha: jax.Array) -> jax.Array:
+    """COLA's update direction, the model g(x; theta) of App. B.
+
+    Args:
+      params: a `Model`, or a pair of them where the players share none.
+      x: joint policy, (2, n).
+      alpha: look-ahead step of both players, (), in [0, alpha_max].
+
+    Returns:
+      (2, n), in units of return per unit of policy parameter.
+    """
+    return model_gradient(params, game, x, x, alpha)
+
+
+def look_ahead_gradient(params, game: Game, x: jax.Array, alpha: jax.Array) -> jax.Array:
+    """The right side of COLA's equation (App. B): row i is d/dx_i f_i(x_i, x_j + alpha g_j(x)), (2, n)."""
+
+    # Both rows by one backward pass: each player's term sees the other's policy in `still`, a copy that is not
+    # differentiated by. (A stop_gradient would do for x, but theta is differentiated by through both.)
+    def surrogate(x, still):
+        ahead = still + alpha * model_gradient(params, game, still, x, alpha)
+        return game.f(jnp.stack([x[0], ahead[1]]))[0] + game.f(jnp.stack([ahead[0], x[1]]))[1]
+
+    return jax.grad(surrogate)(x, x)
+
+
+def consistency_loss(params, game: Game, x: jax.Array, alpha: jax.Array, semi_gradient: bool = False) -> jax.Array:
+    """The squared distance between the two sides of COLA's equation at one joint policy (App. B, Eq. 4).
+
+    Args:
+      params: a `Model`, or a pair of them where the players share none.
+      x: joint policy, (2, n).
+      alpha: look-ahead step of both players, ().
+      semi_gradient: hold the right side constant.
+
+    Returns:
+      (), in squared units of the gradient.
+    """
+    target = look_ahead_gradient(params, game, x, alpha)
+    if semi_gradient:
+        target = jax.lax.stop_gradient(target)
+    return ((cola_gradient(params, game, x, alpha) - target) ** 2).sum()
+
+
+class TrainState(typing.NamedTuple):
+    """What changes while a model is trained."""
+
+    params: Model | tuple[Model, Model]  # theta
+    opt_state: optax.OptState
+    step: jax.Array  # steps done
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(config.model_lr, config.outer_steps))
+
+
+def train_init(key: jax.Array, config: Config) -> TrainState:
+    """The state before the first step."""
+    params = model_init(jax.random.fold_in(key, 0), GAMES[config.game], config)
+    return TrainState(params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32))
+
+
+def outer_step(key: jax.Array, state: TrainState, config: Config):
+    """One step of the model on a batch of joint policies, each with an alpha of its own. Returns (state, metrics)."""
+    game = GAMES[config.game]
+    key_x, key_alpha = jax.random.split(key)
+    x = jax.vmap(game.init)(jax.random.split(key_x, config.batch_size))  # (batch, 2, n)
+    alpha = jax.random.uniform(key_alpha, (config.batch_size,), maxval=config.alpha_max)
+
+    def batch_loss(params):
+        losses = jax.vmap(consistency_loss, (None, None, 0, 0, None))(params, game, x, alpha, config.semi_gradient)
+        return losses.mean()
+
+    loss, gradient = jax.value_and_grad(batch_loss)(state.params)
+    step, opt_state = make_optimizer(config).update(gradient, state.opt_state)
+    metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+    return TrainState(optax.apply_updates(state.params, step), opt_state, state.step + 1), metrics
+
+
+def chunk_length(config: Config) -> int:
+    """Steps between two checkpoints: the largest divisor of `outer_steps` up to 500, so that all chunks are alike."""
+    return max(length for length in range(1, 501) if config.outer_steps % length == 0)
+
+
+def train_chunk(key: jax.Array, state: TrainState, config: Config):
+    """One chunk of training, for one seed. `key` is the seed's, whatever the chunk. Returns (state, metrics).
+
+    The metrics are `loss` and `gradient_norm`, one for each step.
+    """
+    keys = jax.vmap(partial(jax.random.fold_in, key))(1 + state.step + jnp.arange(chunk_length(config)))
+    return jax.lax.scan(lambda state, key: outer_step(key, state, config), state, keys)
+
+
+def train(key: jax.Array, config: Config):
+    """Train one model: a pure function, to be jitted (config static) and mapped over keys as one likes.
+
+    Returns:
+      params: a `Model`, or a pair of them where the players share none.
+      metrics: `loss` and `gradient_norm`, (outer_steps,).
+    """
+    chunks = config.outer_steps // chunk_length(config)
+    state, metrics = jax.lax.scan(
+        lambda state, _: train_chunk(key, state, config), train_init(key, config), length=chunks
+    )
+    return state.params, jax.tree.map(jnp.ravel, metrics)
+
+
+# --- shared: follow ---
+def follow(field, x: jax.Array, lr: float, steps: int) -> tuple[jax.Array, jax.Array]:
+    """Follow x(t + 1) = x(t) + lr field(x(t)). (2, n) -> the last x, (2, n), and those before it, (steps, 2, n)."""
+    return jax.lax.scan(lambda x, _: (x + lr * field(x), x), x, length=steps)
+
+
+# --- end shared ---
+
+
+# --- shared: running ---
+def over(function):
+    """Map over the leading axis: all at once on an accelerator, in turn on a CPU, where batched weights are slow."""
+    if jax.default_backend() == "cpu":
+        return lambda *args: jax.lax.map(lambda one: function(*one), args)
+    return jax.vmap(function)
+
+
+def seed_keys(config) -> tuple[jax.Array, jax.Array]:
+    """For each seed a key to train with and one to evaluate with, (num_seeds,) each."""
+    seeds = jnp.arange(config.num_seeds, dtype=jnp.uint32) + config.seed
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
+    return keys[:, 0], keys[:, 1]
+
+
+def output_paths(out: pathlib.Path, parser: Parser, *names: str) -> list[pathlib.Path]:
+    """The files of these names in `out`, their folders made; ends with status 2 where one cannot be written."""
+    files = [out / name for name in names]
+    folders = sorted({path.parent for path in files})
+    try:
+        for path in (*folders, *files):  # before anything is made
+            if path.exists() and path.is_dir() != (path in folders):
+                raise OSError(errno.EEXIST, f"{path} is in the way")
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        parser.error(f"argument --out: takes a folder that can be written, not {out} ({error.strerror})")
+    return files
+
+
+def describe(config) -> str:
+    """The configuration with the versions and the device that it runs on, as JSON."""
+    packages = {name: sys.modules[name].__version__ for name in ("jax", "numpy", "optax") if name in sys.modules}
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
+    run_on = {"python": platform.python_version(), **packages, "device": device}
+    return json.dumps(dataclasses.asdict(config) | {"run_on": run_on})
+
+
+def write_npz(path: pathlib.Path, arrays: dict):
+    """Write beside the name and move into place, so that no file is ever half written."""
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        np.savez_compressed(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+# --- end shared ---
+
+
+# --- shared: training ---
+def flatten(prefix: str, tree) -> dict[str, np.ndarray]:
+    """The leaves of a pytree by name, `prefix/path/to/leaf`."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}": np.asarray(x) for path, x in leaves}
+
+
+def trained_config(config) -> dict:
+    """What a checkpoint must agree with: the configuration, but for how the result is evaluated."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if not name.startswith("eval_")}
+
+
+def save_checkpoint(path: pathlib.Path, state: TrainState, curves: dict, config):
+    arrays = flatten("state", state) | flatten("curves", curves)
+    write_npz(path, arrays | {"config": json.dumps(trained_config(config))})
+
+
+def load_checkpoint(path: pathlib.Path, like: TrainState, config) -> tuple[TrainState, dict]:
+    """Read (state, curves); `like` has the state's structure. Raises ValueError, naming the flag, for a bad file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        saved, now = json.loads(str(arrays.pop("config"))), trained_config(config)
+        differ = [f"--{name.replace('_', '-')} {saved.get(name)}" for name in now if saved.get(name) != now[name]]
+        leaves = [arrays[name] for name in flatten("state", jax.tree.map(lambda leaf: 0, like))]
+    except Exception as error:  # whatever numpy raises on a damaged file
+        raise ValueError(f"argument --resume: takes a whole checkpoint; {path} is damaged ({error})") from None
+    if differ:
+        raise ValueError(f"argument --resume: takes the settings of {path}, which has {', '.join(differ)}")
+    curves = {name.removeprefix("curves/"): curve for name, curve in arrays.items() if name.startswith("curves/")}
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), curves
+
+
+def run_training(keys: jax.Array, config, checkpoint: pathlib.Path, resume: bool, parser: Parser):
+    """Train all seeds chunk by chunk, with a checkpoint after each. Returns the trained parameters and the curves.
+
+    Where training diverges it ends with status 1, and the checkpoint is the last finite state.
+    """
+    init = jax.jit(over(partial(train_init, config=config)))
+    if resume and checkpoint.exists():
+        try:
+            state, curves = load_checkpoint(checkpoint, jax.eval_shape(init, keys), config)
+        except ValueError as error:
+            parser.error(str(error))
+    else:
+        state, curves = init(keys), {}
+        save_checkpoint(checkpoint, state, curves, config)
+    first = done = int(state.step[0])
+    print(f"training from outer loop {done} to {config.outer_steps}, checkpoints in {checkpoint}", flush=True)
+    if done == config.outer_steps:
+        return state.params, curves
+
+    start = time.perf_counter()
+    chunk = jax.jit(over(partial(train_chunk, config=config))).lower(keys, state).compile()
+    print(f"compiled in {time.perf_counter() - start:.1f} s", flush=True)
+    start = time.perf_counter()
+    while done < config.outer_steps:
+        state, new = jax.device_get(chunk(keys, state))
+        finite = np.isfinite(new["loss"] + new["gradient_norm"]).all(0)  # (step,)
+        if not (finite.all() and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))):
+            step = done + np.append(finite[:-1], False).argmin() + 1  # the chunk's last, where only the state shows it
+            sys.exit(f"{parser.prog}: training diverged at outer loop {step}; {checkpoint} has the state after {done}")
+        curves = {name: np.concatenate([curves[name], new[name]], 1) if curves else new[name] for name in new}
+        done = int(state.step[0])
+        save_checkpoint(checkpoint, state, curves, config)
+        rate = (done - first) / (time.perf_counter() - start)
+        left = datetime.timedelta(seconds=round((config.outer_steps - done) / rate))
+        shown = "  ".join(f"{name} {curve[:, -1].mean():.4g}" for name, curve in new.items())
+        print(f"{done:6d} / {config.outer_steps}  {shown}  {rate:.2f} loops/s  {left} left", flush=True)
+    return state.params, curves
+
+
+# --- end shared ---
+
+
+# --- shared: hola ---
+def hola_gradient(f, x: jax.Array, alpha, order: int) -> jax.Array:
+    """HOLA(n)'s update direction (App. B): row i is the derivative by x_i, j the other, of
+
+        f_i(x_i, x_j + alpha g_j(x)),    with g = hola_gradient(f, x, alpha, order - 1), the naive gradient at order 0
+
+    Args:
+      f: differentiable game, (2, n) -> (2,).
+      x: joint policy, (2, n).
+      alpha: look-ahead step, (), or one for each player, (2,), who takes the other to look as far ahead as itself.
+      order: the n of HOLA(n). 0 is naive learning, 1 exact LOLA.
+
+    Returns:
+      (2, n), in units of return per unit of policy parameter.
+    """
+    alpha = jnp.broadcast_to(alpha, 2)
+
+    def gradient(i, x, alpha, order):  # player i's row alone, (n,): nothing is computed that is not needed
+        def surrogate(own):
+            joint = x.at[i].set(own)
+            if order > 0:
+                joint = joint.at[1 - i].add(alpha * gradient(1 - i, joint, alpha, order - 1))
+            return f(joint)[i]
+
+        return jax.grad(surrogate)(x[i])
+
+    return jnp.stack([gradient(i, x, alpha[i], order) for i in (0, 1)])
+
+
+# --- end shared ---
+
+
+# --- shared: evaluation ---
+DETERMINISTIC = 60.0 * np.array(list(itertools.product((-0.5, 0.5), repeat=5)), np.float32)  # (32, 5), log-odds
+
+
+def planar_grid(game: Game) -> jax.Array:
+    """The surveyed area, [-10, 10]^2 in Fig. 2b: 29 x 29 joint policies, x_1 along the columns. (29, 29, 2)."""
+    line = jnp.arange(-14, 15) * game.extent / 14
+    return jnp.stack(jnp.meshgrid(line, line), -1)
+
+
+def evaluate_planar(key: jax.Array, game: Game, field, strength: jax.Array, config) -> dict[str, jax.Array]:
+    """Basins and sample trajectories under `field(x, strengths)`, both players of the same strength (Fig. 2)."""
+    own_field = partial(field, strengths=jnp.full(2, strength))
+    grid = planar_grid(game)[..., None]  # (29, 29, 2, 1)
+    endpoints = jax.vmap(jax.vmap(lambda x: follow(own_field, x, config.lr, config.eval_steps)[0]))(grid)[..., 0]
+    starts = jax.vmap(game.init)(jax.random.split(key, config.eval_pairs))
+    ends, paths = jax.vmap(lambda x: follow(own_field, x, config.lr, config.eval_steps))(starts)
+    return {
+        "endpoints": endpoints,
+        "basin_fraction": (endpoints > 0).all(-1).mean(),
+        "final_returns": jax.vmap(jax.vmap(game.f))(endpoints[..., None]).mean((0, 1)),
+        "trajectories": jnp.concatenate([paths, ends[:, None]], 1)[..., 0],
+        "field": config.lr * jax.vmap(jax.vmap(own_field))(grid)[..., 0],
+    }
+
+
+def evaluate_iterated(key: jax.Array, game: Game, field, strength: jax.Array, config) -> dict[str, jax.Array]:
+    """Policy pairs under `field(x, strengths)`: in self-play, against a best response, with a naive learner (Fig. 3).
+
+    Player 1 is the agent, of this strength. In self-play so is player 2; the best response is a fresh policy that
+    follows its own gradient while the agent stands still; the exact best response is the best of the 32 deterministic
+    policies (one of them is a best response to any memory-one policy); the naive learner follows its own gradient from
+    the start.
+    """
+
+    def best_response_field(x):
+        return simultaneous_gradient(game.f, x).at[0].set(0.0)
+
+    def versus_naive_field(x):
+        return simultaneous_gradient(game.f, x).at[0].set(field(x, jnp.stack([strength, jnp.zeros(())]))[0])
+
+    def one_pair(key):
+        key_self, key_response = jax.random.split(key)
+        start = game.init(key_self)
+        policies, _ = follow(partial(field, strengths=jnp.full(2, strength)), start, config.lr, config.eval_steps)
+        response_start = policies.at[1].set(game.init(key_response)[1])
+        responses, _ = follow(best_response_field, response_start, config.lr, config.eval_steps)
+        candidates = jax.vmap(policies.at[1].set)(DETERMINISTIC)  # (32, 2, 5)
+        exact = candidates[jax.vmap(game.f)(candidates)[:, 1].argmax()]
+        shaped, _ = follow(versus_naive_field, start, config.lr, config.eval_steps)
+        return {
+            "policies": policies,
+            "response_policies": responses,
+            "exact_response_policies": exact,
+            "versus_naive_policies": shaped,
+            "self_play": game.f(policies),
+            "best_response": game.f(responses),
+            "exact_best_response": game.f(exact),
+            "versus_naive": game.f(shaped),
+        }
+
+    return jax.vmap(one_pair)(jax.random.split(key, config.eval_pairs))
+
+
+# --- end shared ---
+
+
+HELD_OUT = 1024  # joint policies that the consistency is judged on
+ORDERS = (0, 1, 2, 3)  # of HOLA, beside it
+
+
+def evaluate_consistency(key: jax.Array, params, game: Game, alpha: jax.Array) -> dict[str, jax.Array]:
+    """How consistent the model is on held-out policies, beside HOLA(n), and how alike their gradients are.
+
+    HOLA(n)'s own distance from consistency, put in for g in COLA's equation, is that from HOLA(n) to HOLA(n + 1).
+    """
+    xs = jax.vmap(game.init)(jax.random.split(key, HELD_OUT))
+    cola = jax.vmap(lambda x: cola_gradient(params, game, x, alpha))(xs)  # (point, 2, n)
+    hola = [jax.vmap(lambda x: hola_gradient(game.f, x, alpha, order))(xs) for order in ORDERS]
+
+    def dot(one, two):
+        return (one * two).sum((1, 2))  # (point,)
+
+    return {
+        "consistency": jax.vmap(lambda x: consistency_loss(params, game, x, alpha))(xs),
+        "hola_consistency": jnp.stack([dot(b - a, b - a) for a, b in itertools.pairwise(hola)]),
+        "hola_cosine": jnp.stack([dot(cola, h) * jax.lax.rsqrt(dot(cola, cola) * dot(h, h)) for h in hola]),
+        "squared_norm": dot(cola, cola),
+    }
+
+
+@partial(jax.jit, static_argnames="config")
+def evaluate(keys: jax.Array, params, config: Config) -> dict[str, jax.Array]:
+    """Evaluate the models of all seeds at every alpha of the sweep (Fig. 2). Arrays (sweep, seed, ...)."""
+    game = GAMES[config.game]
+    evaluate_game = evaluate_planar if game.planar else evaluate_iterated
+    alphas = jnp.array(config.eval_alphas)
+
+    def one(alpha, key, params):
+        def field(x, strengths):  # the model has one alpha: each player's own
+            return jnp.stack([cola_gradient(params, game, x, strengths[i])[i] for i in (0, 1)])
+
+        held_out = evaluate_consistency(jax.random.fold_in(key, 1), params, game, alpha)
+        return evaluate_game(key, game, field, alpha, config) | held_out
+
+    return {"sweep": alphas} | over(lambda alpha: over(partial(one, alpha))(keys, params))(alphas)
+
+
+# --- shared: figure ---
+COLORS = {"naive": "tab:gray", "lola": "tab:orange", "hola": "tab:green", "cola": "tab:purple", "meva": "tab:blue"}
+PANELS = {  # what is played, and who the second player is
+    "self_play": ("self-play", "other agent"),
+    "best_response": ("against a best response", "best response"),
+    "exact_best_response": ("against the exact best response", "exact best response"),
+    "versus_naive": ("with a naive learner", "naive learner"),
+}
+TIT_FOR_TAT = (1, 0, 0, 1, 1)
+
+
+def title(config) -> str:
+    settings = dataclasses.asdict(config)
+    return f"{TITLE} on {{game}}: {{num_seeds}} seed(s) from {{seed}}".format(**settings)
+
+
+def save_figure(figure, path: pathlib.Path):
+    """Written beside its name and moved into place, like the npz."""
+    part = path.with_name(path.name + ".part")
+    figure.savefig(part, format="png", dpi=150)
+    os.replace(part, path)
+
+
+def mean_and_error(samples: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error over axes. Of a single sample the error is nan."""
+    count = math.prod(samples.shape[axis] for axis in axes)
+    mean = samples.mean(axes)
+    return mean, samples.std(axes, ddof=1) / count**0.5 if count > 1 else np.full_like(mean, np.nan)
+
+
+def draw_planar(figure, results: dict, game: Game):
+    """Sample trajectories of the first seed (Fig. 2a) and basins of attraction over all seeds (Fig. 2b)."""
+    axes = figure.subplots(2, len(results["sweep"]), sharex=True, sharey=True, squeeze=False)
+    edge = game.extent * 29 / 28  # each grid point in the middle of its cell
+    for i, setting in enumerate(results["sweep"]):
+        top, bottom = axes[:, i]
+        for path in results["trajectories"][i, 0]:  # (time, 2)
+            top.plot(*path.T, color=COLORS[NAME], linewidth=0.6)
+            top.plot(*path[-1], "o", color="black", markersize=2)
+        in_b = (results["endpoints"][i] > 0).all(-1)  # (seed, 29, 29)
+        bottom.imshow(in_b.mean(0), origin="lower", extent=(-edge, edge, -edge, edge), cmap="gray", vmin=0, vmax=1)
+        top.set(title=f"{SYMBOL} = {setting:g}", aspect="equal", xlim=(-edge, edge), ylim=(-edge, edge))
+        bottom.set(xlabel="$x_1$", title=f"{in_b.mean():.1%} end there")
+    axes[0, 0].set_ylabel("trajectories\n$x_2$")
+    axes[1, 0].set_ylabel("white: ends in $x_1, x_2 > 0$\n(gray: with some seeds)\n$x_2$")
+
+
+def draw_iterated(figure, results: dict, game: Game):
+    """Returns in self-play, against best responses and with a naive learner (Fig. 3); the policies of self-play."""
+    axes = figure.subplots(1, 5, width_ratios=(1, 1, 1, 1, 1.3))
+    ticks = np.arange(len(results["sweep"]))
+    labels = [f"{setting:g}" for setting in results["sweep"]]
+    for axis, (key, (title, opponent)) in zip(axes, PANELS.items()):
+        if axis is not axes[0]:
+            axis.sharey(axes[0])
+        mean, error = mean_and_error(results[key], (1, 2))  # (sweep, 2)
+        style = dict(markersize=3, capsize=2)
+        axis.errorbar(ticks, mean[:, 0], error[:, 0], color=COLORS[NAME], marker="o", label=f"{NAME} agent", **style)
+        axis.errorbar(ticks, mean[:, 1], error[:, 1], color="black", marker="s", label=opponent, ls="--", **style)
+        axis.plot(ticks, results[key].mean(2)[..., 0], color=COLORS[NAME], linewidth=0.4, alpha=0.6)  # each seed
+        axis.set(title=title, xlabel=SYMBOL, ylabel="expected return per round")
+        axis.set_xticks(ticks, labels, rotation=60)
+        axis.legend(fontsize="small")
+    cooperate = np.exp(-np.logaddexp(0, -results["policies"])).mean((1, 2, 3))  # (sweep, 5)
+    table = np.concatenate([cooperate, [TIT_FOR_TAT]]).T
+    image = axes[-1].imshow(table, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    for (row, column), share in np.ndenumerate(table):
+        color = "black" if share > 0.5 else "white"
+        axes[-1].text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=6, color=color)
+    axes[-1].set(title="policies in self-play", xlabel=SYMBOL, ylabel="state, own action first")
+    axes[-1].set_xticks(range(len(labels) + 1), [*labels, "tit-for-tat"], rotation=60)
+    axes[-1].set_yticks(range(5), game.labels)
+    figure.colorbar(image, ax=axes[-1], label="probability of cooperating")
+
+
+# --- end shared ---
+
+
+# --- shared: curves ---
+def draw_curves(axes, results: dict, labels: dict, outer_steps: int):
+    """Training curves, a thin line for each seed and a thick one for their mean: `labels[key]` on an axis each."""
+    for axis, (key, label) in zip(axes, labels.items()):
+        curves = results[key]  # (seed, step)
+        steps = np.linspace(0, outer_steps, curves.shape[1] + 1)[1:]
+        axis.plot(steps, curves.T, color=COLORS[NAME], linewidth=0.5, alpha=0.6)
+        axis.plot(steps, curves.mean(0), color=COLORS[NAME], linewidth=1.2)
+        axis.set(xlabel="outer loops", ylabel=label, yscale="log" if (curves > 0).all() else "linear")
+
+
+# --- end shared ---
+
+
+def report(results: dict, config: Config, path: pathlib.Path):
+    """Draw the paper's view of COLA on this kind of game (Fig. 2), and its consistency below; print the tables."""
+    game = GAMES[config.game]
+    figure = Figure(figsize=(max(2 * len(results["sweep"]) + 1, 9) if game.planar else 18, 7), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.6, 1))
+    top.suptitle(title(config))
+    (draw_planar if game.planar else draw_iterated)(top, results, game)
+    axes = bottom.subplots(1, 3)
+    draw_curves(axes[:1], results, {"loss": "consistency loss"}, config.outer_steps)
+
+    sweep = results["sweep"]
+    consistency = results["consistency"].mean(2)  # (sweep, seed)
+    hola_consistency = results["hola_consistency"].mean((1, 3))  # (sweep, order)
+    cosine = results["hola_cosine"].mean((1, 3))
+    axes[1].plot(sweep, consistency, color=COLORS[NAME], linewidth=0.5, alpha=0.6)
+    axes[1].plot(sweep, consistency.mean(1), "o-", color=COLORS[NAME], markersize=3, label="COLA")
+    for order, style in zip(ORDERS, ("-", "--", "-.", ":")):
+        line = dict(color=COLORS["hola"], linestyle=style, marker="o", markersize=3, label=f"HOLA({order})")
+        if order < len(ORDERS) - 1:
+            axes[1].plot(sweep, hola_consistency[:, order], **line)
+        axes[2].plot(sweep, cosine[:, order], **line)
+    axes[1].set(xlabel=SYMBOL, ylabel="consistency loss, held out", yscale="log")
+    axes[2].set(xlabel=SYMBOL, ylabel="cosine of COLA to HOLA")
+    for axis in axes[1:]:
+        axis.legend(fontsize="small")
+    save_figure(figure, path)
+
+    print_table(results)
+    shares = consistency.mean(1) / results["squared_norm"].mean((1, 2))
+    print(f"\nconsistency loss on {HELD_OUT} held-out policies (share: of the gradient squared); cosine to HOLA")
+    columns = ["alpha", "COLA", "its share", *(f"HOLA({n})" for n in ORDERS[:-1]), *(f"cos HOLA({n})" for n in ORDERS)]
+    print("  ".join(column.rjust(13) for column in columns))
+    for i, alpha in enumerate(sweep):
+        numbers = [alpha, consistency[i].mean(), shares[i], *hola_consistency[i], *cosine[i]]
+        print("  ".join(f"{number:13.4g}" for number in numbers))
+
+
+# --- shared: table ---
+def print_table(results: dict):
+    """Means and standard errors over seeds (planar games), or over all policy pairs of all seeds (iterated ones)."""
+    ends = results["endpoints" if "endpoints" in results else "policies"]
+    if not np.isfinite(ends).all():
+        print(f"note: {1 - np.isfinite(ends).mean():.2%} of the policy parameters diverged in evaluation")
+
+    def shown(number):
+        return f"{number:.3f}" if abs(number) < 1e5 else f"{number:.3g}"
+
+    def cells(samples, axes):
+        pairs = zip(*mean_and_error(samples, axes))
+        return [shown(mean) + f" +- {shown(error)}" * bool(np.isfinite(error)) for mean, error in pairs]
+
+    columns = {SYMBOL.strip("$\\"): [f"{setting:g}" for setting in results["sweep"]]}
+    if "basin_fraction" in results:
+        columns["share that ends in x_1, x_2 > 0"] = cells(results["basin_fraction"], (1,))
+        for i in (0, 1):
+            columns[f"final return of player {i + 1}"] = cells(results["final_returns"][..., i], (1,))
+    else:
+        for key, (_, opponent) in PANELS.items():
+            both = [cells(results[key][..., i], (1, 2)) for i in (0, 1)]
+            columns[f"agent : {opponent}"] = list(map(" : ".join, zip(*both)))
+    widths = [max(map(len, [name, *column])) for name, column in columns.items()]
+    for row in [columns.keys(), *zip(*columns.values())]:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
+
+
+# --- end shared ---
+
+
+# --- shared: main ---
+def main(argv=None):
+    parser, args, config = parse(argv, __doc__, make_config, trained=True)
+    name = f"{NAME}_{config.game}"
+    names = f"results/{name}.npz", f"results/{name}.checkpoint.npz", f"figures/{name}.png"
+    results_path, checkpoint_path, figure_path = output_paths(args.out, parser, *names)
+    print(describe(config), flush=True)
+
+    train_keys, eval_keys = seed_keys(config)
+    try:
+        params, curves = run_training(train_keys, config, checkpoint_path, args.resume, parser)
+        start = time.perf_counter()
+        evaluation = jax.device_get(evaluate(eval_keys, params, config))
+        print(f"evaluated in {time.perf_counter() - start:.1f} s", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the last checkpoint", flush=True)
+        sys.exit(130)
+
+    results = {"config": describe(config)} | evaluation | curves | flatten("params", params)
+    if GAMES[config.game].planar:
+        results["grid"] = np.asarray(planar_grid(GAMES[config.game]))
+    write_npz(results_path, results)
+    report(results, config, figure_path)
+    print(f"wrote {results_path} and {figure_path}")
+
+
+if __name__ == "__main__":
+    main()
+# --- end shared ---
