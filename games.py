@@ -65,8 +65,9 @@ def logistic(x: jax.Array) -> jax.Array:
 def tandem(x: jax.Array) -> jax.Array:
     """Tandem, f_i = 2 x_i - (x_1 + x_2)^2 (Letcher et al., 2019, as a maximisation). (2, 1) -> (2,).
 
-    Naive learners stop on the line x_1 + x_2 = 1, where the sum of their returns is 0. Each form of look-ahead stops on
-    a line of its own, further out and worse for both: each player pushes on, sure that the other will yield.
+    Naive learners stop on the line x_1 + x_2 = 1, where the sum of their returns is 0, and so does LookAhead. Every
+    form of LOLA, which differentiates through the other's step, has a line of its own, further out and worse for both:
+    each player pushes on, sure that the other will yield.
     """
     own = x[:, 0]
     return 2 * own - own.sum() ** 2
@@ -163,7 +164,7 @@ GAMES: dict[str, Game] = {
         features=lambda x: x / 3,
         symmetric=True,
         labels=("x",),
-        extent=2.0,
+        extent=3.0,
     ),
     "ipd": iterated_game("ipd", payoffs=((-2, -3, 0, -1), (-2, 0, -3, -1)), discount=0.96, symmetric=True),
 }

@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
 GAME = (f"one of {', '.join(sorted(GAMES))}", GAMES.__contains__)
 COUNT = ("a whole number from 1 below 2^31", lambda value: 1 <= value < 2**31)
 SEED = ("a whole number from 0 below 2^31", lambda value: 0 <= value < 2**31)
-STEP = ("a finite number from 0", lambda value: 0 <= value < math.inf)
+STEP = ("a number from 0 to 1e30", lambda value: 0 <= value <= 1e30)
 
 
 def option(default, takes, help):
@@ -109,7 +109,7 @@ NAME = "hola"  # in the names of files, and its color
 SYMBOL = r"$\alpha$"  # what is swept
 TITLE = "HOLA({order})"  # with the settings of a run
 
-ORDER = ("a whole number from 0 to 9", lambda value: 0 <= value <= 9)
+ORDER = ("a whole number from 0 to 5", lambda value: 0 <= value <= 5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Config:
     alpha: tuple[float, ...] = option(
         (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 70.0, 100.0), STEP, "look-ahead steps alpha (Eq. 2, App. B)"
     )
-    order: int = option(2, ORDER, "order n of HOLA(n); the time to compile grows geometrically with it")
+    order: int = option(2, ORDER, "order n of HOLA(n); each costs three times the one before to compile")
     # Evaluation
     eval_pairs: int = option(256, COUNT, "policy pairs for each alpha and seed (Sec. 5.2)")
     eval_steps: int = option(500, COUNT, "steps that they are followed for")
@@ -161,7 +161,7 @@ def hola_gradient(f, x: jax.Array, alpha, order: int) -> jax.Array:
     Args:
       f: differentiable game, (2, n) -> (2,).
       x: joint policy, (2, n).
-      alpha: look-ahead step, (), or one for each player, (2,), who takes the other to look as far ahead as itself.
+      alpha: look-ahead step, (), or one for each player, (2,): i's at every level of row i.
       order: the n of HOLA(n). 0 is naive learning, 1 exact LOLA.
 
     Returns:
@@ -246,7 +246,7 @@ def write_npz(path: pathlib.Path, arrays: dict):
 
 
 # --- shared: evaluation ---
-DETERMINISTIC = 60.0 * np.array(list(itertools.product((-0.5, 0.5), repeat=5)), np.float32)  # (32, 5), log-odds
+DETERMINISTIC = np.array(list(itertools.product((-30, 30), repeat=5)), np.float32)  # (32, 5), log-odds
 
 
 def planar_grid(game: Game) -> jax.Array:
@@ -256,7 +256,10 @@ def planar_grid(game: Game) -> jax.Array:
 
 
 def evaluate_planar(key: jax.Array, game: Game, field, strength: jax.Array, config) -> dict[str, jax.Array]:
-    """Basins and sample trajectories under `field(x, strengths)`, both players of the same strength (Fig. 2)."""
+    """Basins of the positive quadrant and sample trajectories, both players of the same strength (Fig. 2).
+
+    They follow `field(x, strengths)`, (2, n), where `strengths`, (2,), is each player's setting in the sweep.
+    """
     own_field = partial(field, strengths=jnp.full(2, strength))
     grid = planar_grid(game)[..., None]  # (29, 29, 2, 1)
     endpoints = jax.vmap(jax.vmap(lambda x: follow(own_field, x, config.lr, config.eval_steps)[0]))(grid)[..., 0]
@@ -272,8 +275,9 @@ def evaluate_planar(key: jax.Array, game: Game, field, strength: jax.Array, conf
 
 
 def evaluate_iterated(key: jax.Array, game: Game, field, strength: jax.Array, config) -> dict[str, jax.Array]:
-    """Policy pairs under `field(x, strengths)`: in self-play, against a best response, with a naive learner (Fig. 3).
+    """Policy pairs in self-play, against a best response, and with a naive learner (Fig. 3).
 
+    They follow `field(x, strengths)`, (2, n), where `strengths`, (2,), is each player's setting, 0 for naive.
     Player 1 is the agent, of this strength. In self-play so is player 2; the best response is a fresh policy that
     follows its own gradient while the agent stands still; the exact best response is the best of the 32 deterministic
     policies (one of them is a best response to any memory-one policy); the naive learner follows its own gradient from
@@ -320,7 +324,9 @@ def evaluate(keys: jax.Array, config: Config) -> dict[str, jax.Array]:
     alphas = jnp.array(config.alpha)
 
     def one(alpha, key):
-        field = lambda x, strengths: hola_gradient(game.f, x, strengths, config.order)  # noqa: E731
+        def field(x, strengths):
+            return hola_gradient(game.f, x, strengths, config.order)
+
         return evaluate_game(key, game, field, alpha, config)
 
     return {"sweep": alphas} | over(lambda alpha: over(partial(one, alpha))(keys))(alphas)
@@ -352,8 +358,9 @@ def save_figure(figure, path: pathlib.Path):
 def mean_and_error(samples: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error over axes. Of a single sample the error is nan."""
     count = math.prod(samples.shape[axis] for axis in axes)
-    mean = samples.mean(axes)
-    return mean, samples.std(axes, ddof=1) / count**0.5 if count > 1 else np.full_like(mean, np.nan)
+    with np.errstate(over="ignore", invalid="ignore"):  # where policies diverged
+        mean = samples.mean(axes)
+        return mean, samples.std(axes, ddof=1) / count**0.5 if count > 1 else np.full_like(mean, np.nan)
 
 
 def draw_planar(figure, results: dict, game: Game):

@@ -7,7 +7,8 @@ App. B. Player 1 looks one naive step of its opponent ahead and differentiates t
 
 and player 2 likewise (Eq. 2, but for the player's own imagined step). `--variant` has the relatives of this exact form:
 the first-order Taylor expansion of the surrogate in alpha, whole ("taylor") or as it was published ("taylor-stop"), and
-LookAhead (Zhang and Lesser, 2010), which does not differentiate through the step ("lookahead").
+LookAhead (Zhang and Lesser, 2010), which does not differentiate through the step ("lookahead"). Returns here are
+normalised: on the IPD, alpha = 25 is a step of 1 in code that does not multiply them by 1 - discount = 0.04.
 
     python lola.py --game ipd          the paper's Fig. 3b: TIME_IPD on a 2-core CPU
     python lola.py --game logistic     the paper's Fig. 2, LOLA's rows: TIME_LOGISTIC
@@ -50,7 +51,7 @@ class Parser(argparse.ArgumentParser):
 GAME = (f"one of {', '.join(sorted(GAMES))}", GAMES.__contains__)
 COUNT = ("a whole number from 1 below 2^31", lambda value: 1 <= value < 2**31)
 SEED = ("a whole number from 0 below 2^31", lambda value: 0 <= value < 2**31)
-STEP = ("a finite number from 0", lambda value: 0 <= value < math.inf)
+STEP = ("a number from 0 to 1e30", lambda value: 0 <= value <= 1e30)
 
 
 def option(default, takes, help):
@@ -263,7 +264,7 @@ def write_npz(path: pathlib.Path, arrays: dict):
 
 
 # --- shared: evaluation ---
-DETERMINISTIC = 60.0 * np.array(list(itertools.product((-0.5, 0.5), repeat=5)), np.float32)  # (32, 5), log-odds
+DETERMINISTIC = np.array(list(itertools.product((-30, 30), repeat=5)), np.float32)  # (32, 5), log-odds
 
 
 def planar_grid(game: Game) -> jax.Array:
@@ -273,7 +274,10 @@ def planar_grid(game: Game) -> jax.Array:
 
 
 def evaluate_planar(key: jax.Array, game: Game, field, strength: jax.Array, config) -> dict[str, jax.Array]:
-    """Basins and sample trajectories under `field(x, strengths)`, both players of the same strength (Fig. 2)."""
+    """Basins of the positive quadrant and sample trajectories, both players of the same strength (Fig. 2).
+
+    They follow `field(x, strengths)`, (2, n), where `strengths`, (2,), is each player's setting in the sweep.
+    """
     own_field = partial(field, strengths=jnp.full(2, strength))
     grid = planar_grid(game)[..., None]  # (29, 29, 2, 1)
     endpoints = jax.vmap(jax.vmap(lambda x: follow(own_field, x, config.lr, config.eval_steps)[0]))(grid)[..., 0]
@@ -289,8 +293,9 @@ def evaluate_planar(key: jax.Array, game: Game, field, strength: jax.Array, conf
 
 
 def evaluate_iterated(key: jax.Array, game: Game, field, strength: jax.Array, config) -> dict[str, jax.Array]:
-    """Policy pairs under `field(x, strengths)`: in self-play, against a best response, with a naive learner (Fig. 3).
+    """Policy pairs in self-play, against a best response, and with a naive learner (Fig. 3).
 
+    They follow `field(x, strengths)`, (2, n), where `strengths`, (2,), is each player's setting, 0 for naive.
     Player 1 is the agent, of this strength. In self-play so is player 2; the best response is a fresh policy that
     follows its own gradient while the agent stands still; the exact best response is the best of the 32 deterministic
     policies (one of them is a best response to any memory-one policy); the naive learner follows its own gradient from
@@ -337,7 +342,9 @@ def evaluate(keys: jax.Array, config: Config) -> dict[str, jax.Array]:
     alphas = jnp.array(config.alpha)
 
     def one(alpha, key):
-        field = lambda x, strengths: lola_gradient(game.f, x, strengths, config.variant)  # noqa: E731
+        def field(x, strengths):
+            return lola_gradient(game.f, x, strengths, config.variant)
+
         return evaluate_game(key, game, field, alpha, config)
 
     return {"sweep": alphas} | over(lambda alpha: over(partial(one, alpha))(keys))(alphas)
@@ -369,8 +376,9 @@ def save_figure(figure, path: pathlib.Path):
 def mean_and_error(samples: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error over axes. Of a single sample the error is nan."""
     count = math.prod(samples.shape[axis] for axis in axes)
-    mean = samples.mean(axes)
-    return mean, samples.std(axes, ddof=1) / count**0.5 if count > 1 else np.full_like(mean, np.nan)
+    with np.errstate(over="ignore", invalid="ignore"):  # where policies diverged
+        mean = samples.mean(axes)
+        return mean, samples.std(axes, ddof=1) / count**0.5 if count > 1 else np.full_like(mean, np.nan)
 
 
 def draw_planar(figure, results: dict, game: Game):

@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 GAME = (f"one of {', '.join(sorted(GAMES))}", GAMES.__contains__)
 COUNT = ("a whole number from 1 below 2^31", lambda value: 1 <= value < 2**31)
 SEED = ("a whole number from 0 below 2^31", lambda value: 0 <= value < 2**31)
-STEP = ("a finite number from 0", lambda value: 0 <= value < math.inf)
+STEP = ("a number from 0 to 1e30", lambda value: 0 <= value <= 1e30)
 
 
 def option(default, takes, help):
@@ -192,7 +192,7 @@ def linear_init(key: jax.Array, inputs: int, outputs: int) -> dict:
 
 
 def linear(params: dict, x: jax.Array) -> jax.Array:
-    return x @ params["w"] + params["b"]
+    return jnp.matmul(x, params["w"], precision="highest") + params["b"]  # a GPU's default, TF32, has 10 bits
 
 
 def layer_norm(x: jax.Array) -> jax.Array:
@@ -558,8 +558,8 @@ def load_checkpoint(path: pathlib.Path, like: TrainState, config) -> tuple[Train
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         saved, now = json.loads(str(arrays.pop("config"))), trained_config(config)
-        differ = [f"--{name.replace('_', '-')} {saved.get(name)}" for name in now if saved.get(name) != now[name]]
-        leaves = [arrays[name] for name in flatten("state", jax.tree.map(lambda leaf: 0, like))]
+        differ = [f"--{name.replace('_', '-')} {saved[name]}" for name in now if saved[name] != now[name]]
+        leaves = [] if differ else [arrays[name] for name in flatten("state", jax.tree.map(lambda leaf: 0, like))]
     except Exception as error:  # whatever numpy raises on a damaged file
         raise ValueError(f"argument --resume: takes a whole checkpoint; {path} is damaged ({error})") from None
     if differ:
@@ -611,7 +611,7 @@ def run_training(keys: jax.Array, config, checkpoint: pathlib.Path, resume: bool
 
 
 # --- shared: evaluation ---
-DETERMINISTIC = 60.0 * np.array(list(itertools.product((-0.5, 0.5), repeat=5)), np.float32)  # (32, 5), log-odds
+DETERMINISTIC = np.array(list(itertools.product((-30, 30), repeat=5)), np.float32)  # (32, 5), log-odds
 
 
 def planar_grid(game: Game) -> jax.Array:
@@ -621,7 +621,10 @@ def planar_grid(game: Game) -> jax.Array:
 
 
 def evaluate_planar(key: jax.Array, game: Game, field, strength: jax.Array, config) -> dict[str, jax.Array]:
-    """Basins and sample trajectories under `field(x, strengths)`, both players of the same strength (Fig. 2)."""
+    """Basins of the positive quadrant and sample trajectories, both players of the same strength (Fig. 2).
+
+    They follow `field(x, strengths)`, (2, n), where `strengths`, (2,), is each player's setting in the sweep.
+    """
     own_field = partial(field, strengths=jnp.full(2, strength))
     grid = planar_grid(game)[..., None]  # (29, 29, 2, 1)
     endpoints = jax.vmap(jax.vmap(lambda x: follow(own_field, x, config.lr, config.eval_steps)[0]))(grid)[..., 0]
@@ -637,8 +640,9 @@ def evaluate_planar(key: jax.Array, game: Game, field, strength: jax.Array, conf
 
 
 def evaluate_iterated(key: jax.Array, game: Game, field, strength: jax.Array, config) -> dict[str, jax.Array]:
-    """Policy pairs under `field(x, strengths)`: in self-play, against a best response, with a naive learner (Fig. 3).
+    """Policy pairs in self-play, against a best response, and with a naive learner (Fig. 3).
 
+    They follow `field(x, strengths)`, (2, n), where `strengths`, (2,), is each player's setting, 0 for naive.
     Player 1 is the agent, of this strength. In self-play so is player 2; the best response is a fresh policy that
     follows its own gradient while the agent stands still; the exact best response is the best of the 32 deterministic
     policies (one of them is a best response to any memory-one policy); the naive learner follows its own gradient from
@@ -722,8 +726,9 @@ def save_figure(figure, path: pathlib.Path):
 def mean_and_error(samples: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error over axes. Of a single sample the error is nan."""
     count = math.prod(samples.shape[axis] for axis in axes)
-    mean = samples.mean(axes)
-    return mean, samples.std(axes, ddof=1) / count**0.5 if count > 1 else np.full_like(mean, np.nan)
+    with np.errstate(over="ignore", invalid="ignore"):  # where policies diverged
+        mean = samples.mean(axes)
+        return mean, samples.std(axes, ddof=1) / count**0.5 if count > 1 else np.full_like(mean, np.nan)
 
 
 def draw_planar(figure, results: dict, game: Game):

@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 GAME = (f"one of {', '.join(sorted(GAMES))}", GAMES.__contains__)
 COUNT = ("a whole number from 1 below 2^31", lambda value: 1 <= value < 2**31)
 SEED = ("a whole number from 0 below 2^31", lambda value: 0 <= value < 2**31)
-STEP = ("a finite number from 0", lambda value: 0 <= value < math.inf)
+STEP = ("a number from 0 to 1e30", lambda value: 0 <= value <= 1e30)
 
 
 def option(default, takes, help):
@@ -221,7 +221,7 @@ def write_npz(path: pathlib.Path, arrays: dict):
 
 
 # --- shared: evaluation ---
-DETERMINISTIC = 60.0 * np.array(list(itertools.product((-0.5, 0.5), repeat=5)), np.float32)  # (32, 5), log-odds
+DETERMINISTIC = np.array(list(itertools.product((-30, 30), repeat=5)), np.float32)  # (32, 5), log-odds
 
 
 def planar_grid(game: Game) -> jax.Array:
@@ -231,7 +231,10 @@ def planar_grid(game: Game) -> jax.Array:
 
 
 def evaluate_planar(key: jax.Array, game: Game, field, strength: jax.Array, config) -> dict[str, jax.Array]:
-    """Basins and sample trajectories under `field(x, strengths)`, both players of the same strength (Fig. 2)."""
+    """Basins of the positive quadrant and sample trajectories, both players of the same strength (Fig. 2).
+
+    They follow `field(x, strengths)`, (2, n), where `strengths`, (2,), is each player's setting in the sweep.
+    """
     own_field = partial(field, strengths=jnp.full(2, strength))
     grid = planar_grid(game)[..., None]  # (29, 29, 2, 1)
     endpoints = jax.vmap(jax.vmap(lambda x: follow(own_field, x, config.lr, config.eval_steps)[0]))(grid)[..., 0]
@@ -247,8 +250,9 @@ def evaluate_planar(key: jax.Array, game: Game, field, strength: jax.Array, conf
 
 
 def evaluate_iterated(key: jax.Array, game: Game, field, strength: jax.Array, config) -> dict[str, jax.Array]:
-    """Policy pairs under `field(x, strengths)`: in self-play, against a best response, with a naive learner (Fig. 3).
+    """Policy pairs in self-play, against a best response, and with a naive learner (Fig. 3).
 
+    They follow `field(x, strengths)`, (2, n), where `strengths`, (2,), is each player's setting, 0 for naive.
     Player 1 is the agent, of this strength. In self-play so is player 2; the best response is a fresh policy that
     follows its own gradient while the agent stands still; the exact best response is the best of the 32 deterministic
     policies (one of them is a best response to any memory-one policy); the naive learner follows its own gradient from
@@ -295,7 +299,10 @@ def evaluate(keys: jax.Array, config: Config) -> dict[str, jax.Array]:
     steps = jnp.array([config.lr])
 
     def one(lr, key):
-        return evaluate_game(key, game, lambda x, strengths: naive_gradient(game.f, x), lr, config)
+        def field(x, strengths):  # the same whatever the setting
+            return naive_gradient(game.f, x)
+
+        return evaluate_game(key, game, field, lr, config)
 
     return {"sweep": steps} | over(lambda lr: over(partial(one, lr))(keys))(steps)
 
@@ -326,8 +333,9 @@ def save_figure(figure, path: pathlib.Path):
 def mean_and_error(samples: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard error over axes. Of a single sample the error is nan."""
     count = math.prod(samples.shape[axis] for axis in axes)
-    mean = samples.mean(axes)
-    return mean, samples.std(axes, ddof=1) / count**0.5 if count > 1 else np.full_like(mean, np.nan)
+    with np.errstate(over="ignore", invalid="ignore"):  # where policies diverged
+        mean = samples.mean(axes)
+        return mean, samples.std(axes, ddof=1) / count**0.5 if count > 1 else np.full_like(mean, np.nan)
 
 
 def draw_planar(figure, results: dict, game: Game):

@@ -6,6 +6,7 @@ Oracles are independent of the code: closed forms, finite differences in float64
 import atexit
 import dataclasses
 import functools
+import inspect
 import json
 import math
 import os
@@ -17,7 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from functools import partial
+from unittest import mock
 
 import chex
 import jax
@@ -28,8 +31,12 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+import cola
 import games
+import hola
+import lola
 import meva
+import naive
 from games import GAMES, Game, simultaneous_gradient
 
 # Many tests run the same programs, in this process and in others: compile each once.
@@ -49,13 +56,25 @@ POLICIES = {
     "random": (0.0, 0.0, 0.0, 0.0, 0.0),
 }
 ITERATED = [name for name, game in GAMES.items() if not game.planar]
-TINY = dict(outer_steps=29, num_seeds=2, batch_size=4, rollout_length=6, stride=3, hidden=8, blocks=1, quantiles=3)
-TINY_EVAL = dict(eval_gammas=(0.0, 0.9), eval_pairs=3, eval_steps=4)
+SCRIPTS = {script.__name__: script for script in (naive, lola, hola, cola, meva)}
+TINY = {  # for each script, with the settings of TINY_EVAL
+    "naive": dict(),
+    "lola": dict(alpha=(0.0, 0.5)),
+    "hola": dict(alpha=(0.0, 0.5)),
+    "cola": dict(outer_steps=29, batch_size=4, hidden=8, blocks=1, eval_alphas=(0.0, 0.5)),
+    "meva": dict(outer_steps=29, batch_size=4, rollout_length=6, stride=3, hidden=8, blocks=1, quantiles=3,
+                 eval_gammas=(0.0, 0.9)),
+}  # fmt: skip
+TINY_EVAL = dict(num_seeds=2, eval_pairs=3, eval_steps=4)
 
 
-def tiny(game="ipd", **changes):
-    stride = {"stride": 6} if GAMES[game].planar else {}
-    return meva.make_config(game, **{**TINY, **TINY_EVAL, **stride, **changes})
+def tiny_settings(game, script, changes):
+    stride = {"stride": 6} if script == "meva" and GAMES[game].planar else {}
+    return {**TINY[script], **TINY_EVAL, **stride, **changes}
+
+
+def tiny(game="ipd", script="meva", **changes):
+    return SCRIPTS[script].make_config(game, **tiny_settings(game, script, changes))
 
 
 def flags(**settings):
@@ -194,6 +213,252 @@ def test_games_keep_their_shapes(name):
     assert game.name == name and len(game.labels) == game.n
     changed = x.at[1].add(1.0)  # the one-backward-pass gradient needs each player's features to be its own
     np.testing.assert_array_equal(game.features(x)[0], game.features(changed)[0])
+
+
+# naive.py, lola.py, hola.py
+
+lola_gradient = jax.jit(lola.lola_gradient, static_argnames=("f", "variant"))
+hola_gradient = jax.jit(hola.hola_gradient, static_argnames=("f", "order"))
+
+
+def tandem_stop(variant, a):
+    """Where x_1 + x_2 comes to rest on Tandem, for each form of look-ahead by a (worked out by hand)."""
+    return {
+        "lookahead": 1.0,
+        "taylor-stop": 1 / (1 - 2 * a),
+        "taylor": (1 - 2 * a) / (1 - 4 * a),
+        "exact": (1 - 2 * a * (1 - 2 * a)) / (1 - 2 * a) ** 2,
+    }[variant]
+
+
+@pytest.mark.parametrize("variant", lola.VARIANTS)
+def test_every_form_of_lola_stops_on_tandem_where_it_should(variant):
+    field = jax.jit(lambda x, alpha: lola.lola_gradient(games.tandem, x, alpha, variant))
+    for alpha in (0.0, 0.1, 0.2):
+        for x in random_policies(GAMES["tandem"], 3):
+            for _ in range(200):
+                x = x + 0.1 * field(x, alpha)
+            np.testing.assert_allclose(x.sum(), tandem_stop(variant, alpha), atol=1e-4)
+
+
+def tandem_by_hola(a, order):
+    """HOLA(n) on Tandem is g(s) = A s + B, s = x_1 + x_2: d/dx_1 [2 x_1 - (s + a g)^2] = 2 - 2 (s + a g) (1 + a A)."""
+    slope, offset = -2.0, 2.0
+    for _ in range(order):
+        slope, offset = -2 * (1 + a * slope) ** 2, 2 - 2 * a * offset * (1 + a * slope)
+    return slope, offset
+
+
+def tandem_by_cola(a):
+    """The fixed point of that recursion, in closed form."""
+    slope = (-(4 * a + 1) + (1 + 8 * a) ** 0.5) / (4 * a**2)
+    return slope, 2 / (1 + 2 * a * (1 + a * slope))
+
+
+def test_hola_on_tandem_is_its_recursion_and_tends_to_cola():
+    x = random_policies(GAMES["tandem"], 1)[0]
+    for order in range(5):
+        for alpha in (0.0, 0.1, 0.3, 1.0):
+            slope, offset = tandem_by_hola(alpha, order)
+            np.testing.assert_allclose(
+                hola_gradient(games.tandem, x, alpha, order), jnp.full((2, 1), slope * x.sum() + offset), rtol=2e-4
+            )
+    np.testing.assert_allclose(tandem_by_hola(0.3, 200), tandem_by_cola(0.3), atol=1e-6)  # alpha < 3/8
+    assert abs(tandem_by_hola(0.4, 200)[0] - tandem_by_cola(0.4)[0]) > 0.1
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_hola_1_is_lola_and_hola_0_and_alpha_0_are_naive(name):
+    f = GAMES[name].f
+
+    @jax.jit
+    def gradients(x, alpha, zero):
+        look_ahead = lola.lola_gradient(f, x, alpha), hola.hola_gradient(f, x, alpha, 1)
+        still = [lola.lola_gradient(f, x, zero, variant) for variant in lola.VARIANTS]
+        still += [hola.hola_gradient(f, x, zero, 2), hola.hola_gradient(f, x, alpha, 0)]
+        return look_ahead, still, naive.naive_gradient(f, x)
+
+    for x in random_policies(GAMES[name], 4):
+        (exact, order_1), still, naive_gradient = gradients(x, 0.7, 0.0)
+        same = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6)
+        same(order_1, exact)
+        for gradient in still:
+            same(gradient, naive_gradient)
+        assert np.abs(exact - naive_gradient).max() > 1e-4
+
+
+def difference(function, x, step=1e-3):
+    """The gradient of a scalar function of a vector, by five points in each direction (error of order step^4)."""
+    gradient = np.zeros_like(x)
+    for k in range(len(x)):
+        e = np.zeros_like(x)
+        e[k] = step
+        around = [function(x + m * e) for m in (-2, -1, 1, 2)]
+        gradient[k] = np.dot(around, (1, -8, 8, -1)) / (12 * step)
+    return gradient
+
+
+def put(x, i, row):
+    x = x.copy()
+    x[i] = row
+    return x
+
+
+def hola_by_differences(f, i, x, alpha, order):
+    """Player i's row of HOLA(n), by nested finite differences."""
+
+    def surrogate(own):
+        joint = put(x, i, own)
+        if order:
+            joint[1 - i] += alpha * hola_by_differences(f, 1 - i, joint, alpha, order - 1)
+        return f(joint)[i]
+
+    return difference(surrogate, x[i])
+
+
+def lola_by_differences(f, i, x, alpha, variant):
+    """Player i's row of LOLA's forms, by nested finite differences."""
+    j = 1 - i
+
+    def step(x):
+        return alpha * difference(lambda other: f(put(x, j, other))[j], x[j])
+
+    def slope(x):
+        return difference(lambda other: f(put(x, j, other))[i], x[j])
+
+    held_step, held_slope = step(x), slope(x)
+    surrogate = {
+        "exact": lambda x: f(put(x, j, x[j] + step(x)))[i],
+        "lookahead": lambda x: f(put(x, j, x[j] + held_step))[i],
+        "taylor": lambda x: f(x)[i] + slope(x) @ step(x),
+        "taylor-stop": lambda x: f(x)[i] + held_slope @ step(x),
+    }[variant]
+    return difference(lambda own: surrogate(put(x, i, own)), x[i])
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_look_ahead_gradients_against_nested_finite_differences(name):
+    game = GAMES[name]
+    alpha = {"tandem": 0.3}.get(name, 3.0)
+    with jax.enable_x64(True):
+        compiled = jax.jit(game.f)
+        f = lambda x: np.asarray(compiled(x))  # noqa: E731
+        x = np.asarray(random_policies(game, 1, seed=3)[0], np.float64)
+        same = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+        for variant in lola.VARIANTS:
+            expected = [lola_by_differences(f, i, x, alpha, variant) for i in (0, 1)]
+            same(lola_gradient(game.f, x, alpha, variant), expected)
+        expected = [hola_by_differences(f, i, x, alpha, 2) for i in (0, 1)]
+        same(hola_gradient(game.f, x, alpha, 2), expected)
+
+
+def test_each_player_looks_ahead_by_its_own_alpha():
+    f, alpha = GAMES["logistic"].f, jnp.array([3.0, 0.5])
+    for x in random_policies(GAMES["logistic"], 2):
+        for gradient in (partial(lola_gradient, f, x), partial(hola_gradient, f, x, order=2)):
+            expected = jnp.stack([gradient(alpha=alpha[i])[i] for i in (0, 1)])
+            np.testing.assert_allclose(gradient(alpha=alpha), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_lola_refuses_a_form_that_it_does_not_have():
+    with pytest.raises(ValueError, match="not extra"):
+        lola.lola_gradient(games.tandem, jnp.zeros((2, 1)), 0.1, "extra")
+
+
+# cola.py
+
+
+def make_cola(game, **changes):
+    config = tiny(game, "cola", **changes)
+    return cola.model_init(jax.random.key(1), GAMES[game], config), config
+
+
+@pytest.mark.parametrize("share_params", [True, False])
+def test_the_right_side_of_colas_equation_against_finite_differences(share_params):
+    """In float64, with the model's own gradient in it; and both players' rows by one backward pass are right."""
+    params, _ = make_cola("ipd", share_params=share_params)
+    game, alpha = GAMES["ipd"], 3.0
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), params)
+        x = np.asarray(random_policies(game, 1)[0], np.float64)
+        model, f = jax.jit(lambda x: cola.cola_gradient(params, game, x, alpha)), jax.jit(game.f)
+
+        def surrogate(i, own):
+            joint = put(x, i, own)
+            return f(put(joint, 1 - i, joint[1 - i] + alpha * model(joint)[1 - i]))[i]
+
+        expected = np.array([difference(partial(surrogate, i), x[i]) for i in (0, 1)])
+        right = jax.jit(lambda x: cola.look_ahead_gradient(params, game, x, alpha))(x)
+        np.testing.assert_allclose(right, expected, rtol=1e-5, atol=1e-8)
+        loss = jax.jit(lambda x: cola.consistency_loss(params, game, x, alpha))(x)
+        np.testing.assert_allclose(loss, ((model(x) - expected) ** 2).sum(), rtol=1e-5)
+
+
+def test_the_gradient_of_the_consistency_loss_goes_through_both_of_its_sides():
+    params, _ = make_cola("logistic")
+    game, x, alpha = GAMES["logistic"], random_policies(GAMES["logistic"], 1)[0], 3.0
+
+    def two_passes(params, held):
+        """The same loss by the Jacobian of the surrogate, its right side with the parameters `held`."""
+
+        def surrogate(x):
+            ahead = x + alpha * cola.cola_gradient(held, game, x, alpha)
+            return jnp.stack([game.f(x.at[1].set(ahead[1]))[0], game.f(x.at[0].set(ahead[0]))[1]])
+
+        return ((cola.cola_gradient(params, game, x, alpha) - simultaneous_gradient(surrogate, x)) ** 2).sum()
+
+    loss = lambda params, **options: cola.consistency_loss(params, game, x, alpha, **options)  # noqa: E731
+    both, left = jax.jit(lambda p: (jax.grad(loss)(p), jax.grad(partial(loss, semi_gradient=True))(p)))(params)
+    same = partial(chex.assert_trees_all_close, rtol=1e-3, atol=1e-6)
+    same(both, jax.jit(jax.grad(lambda p: two_passes(p, p)))(params))
+    same(left, jax.jit(jax.grad(lambda p: two_passes(p, params)))(params))
+    with pytest.raises(AssertionError):
+        same(both, left)
+
+
+def test_the_closed_form_on_tandem_is_consistent(monkeypatch):
+    def closed_form(params, game, own, other, alpha):
+        slope, offset = tandem_by_cola(alpha)
+        return slope * (own + other[::-1]) + offset
+
+    monkeypatch.setattr(cola, "model_gradient", closed_form)
+    for alpha in (0.1, 0.3, 1.0):
+        for x in random_policies(GAMES["tandem"], 3):
+            assert cola.consistency_loss(None, GAMES["tandem"], x, alpha) < 1e-9
+
+
+def test_trained_cola_stops_on_tandem_at_its_closed_form():
+    config = cola.make_config("tandem", outer_steps=3000)
+    params, metrics = jax.jit(partial(cola.train, config=config))(jax.random.key(0))
+    chex.assert_shape(metrics["loss"], (3000,))
+    grid = cola.planar_grid(GAMES["tandem"])[::4, ::4].reshape(-1, 2, 1)
+
+    @jax.jit
+    def ends(alpha):
+        field = partial(cola.cola_gradient, params, GAMES["tandem"], alpha=alpha)
+        return jax.vmap(lambda x: cola.follow(field, x, config.lr, config.eval_steps)[0])(grid)
+
+    for alpha in (0.1, 0.2, 0.3):
+        slope, offset = tandem_by_cola(alpha)
+        np.testing.assert_allclose(ends(alpha).sum((1, 2)), -offset / slope, atol=1e-2)
+
+
+def test_consistency_is_measured_as_it_is_defined():
+    params, _ = make_cola("logistic")
+    game, alpha, key = GAMES["logistic"], 2.0, jax.random.key(4)
+    measured = jax.jit(partial(cola.evaluate_consistency, game=game))(key, params, alpha=alpha)
+    for name, shape in dict(consistency=(), hola_consistency=(3,), hola_cosine=(4,), squared_norm=()).items():
+        chex.assert_shape(measured[name], (*shape, cola.HELD_OUT))
+    x = game.init(jax.random.split(key, cola.HELD_OUT)[7])
+    ours, right = jax.jit(lambda x: (cola.cola_gradient(params, game, x, alpha),
+                                     cola.look_ahead_gradient(params, game, x, alpha)))(x)  # fmt: skip
+    theirs = [hola_gradient(game.f, x, alpha, order) for order in range(4)]
+    np.testing.assert_allclose(measured["consistency"][7], ((ours - right) ** 2).sum(), rtol=1e-3)
+    for order in range(4):
+        cosine = (ours * theirs[order]).sum() / jnp.linalg.norm(ours) / jnp.linalg.norm(theirs[order])
+        np.testing.assert_allclose(measured["hola_cosine"][order, 7], cosine, rtol=1e-3)
+    step = theirs[3] - theirs[2]
+    np.testing.assert_allclose(measured["hola_consistency"][2, 7], (step**2).sum(), rtol=1e-2, atol=1e-9)
 
 
 # meva.py: the pieces
@@ -509,11 +774,11 @@ def test_training_with_standing_policies_learns_the_returns():
         assert np.abs(value - jax.vmap(game.f)(x)).mean() < 0.15
 
 
-def run(folder, *words, game="logistic", **settings):
-    """meva.main in this process. Returns the arrays that it wrote."""
-    settings = {**TINY, **({"stride": 6} if GAMES[game].planar else {}), **TINY_EVAL, **settings}
-    meva.main(["--game", game, "--out", str(folder), *flags(**settings), *words])
-    with np.load(folder / f"results/meva_{game}.npz", allow_pickle=False) as file:
+def run(folder, *words, game="logistic", script="meva", **settings):
+    """A script's main in this process. Returns the arrays that it wrote."""
+    settings = tiny_settings(game, script, settings)
+    SCRIPTS[script].main(["--game", game, "--out", str(folder), *flags(**settings), *words])
+    with np.load(folder / f"results/{script}_{game}.npz", allow_pickle=False) as file:
         return dict(file)
 
 
@@ -614,6 +879,39 @@ def test_evaluation_against_a_loop():
         np.testing.assert_allclose(result[name][1], game.f(expected), atol=1e-4)
 
 
+def best_response_value(policy, discount=0.96):
+    """What a best response to a memory-one policy gets on the IPD, by value iteration."""
+    cooperates = 1 / (1 + np.exp(-np.float64(policy)))  # init, DD, CD, DC, CC
+    reward = {"DD": -2, "CD": 0, "DC": -3, "CC": -1}  # to the second letter
+    states = ("DD", "CD", "DC", "CC")
+
+    def best(share, value):
+        now = {state: (1 - discount) * reward[state] + discount * value[state] for state in states}
+        return max(share * now["C" + action] + (1 - share) * now["D" + action] for action in "CD")
+
+    value = dict.fromkeys(states, 0.0)
+    for _ in range(500):
+        value = {s: best(share, value) for s, share in zip(states, cooperates[1:])}
+    return best(cooperates[0], value)
+
+
+def test_exact_best_response_against_value_iteration():
+    game = GAMES["ipd"]
+    stand_still = lambda x, strengths: jnp.zeros_like(x)  # noqa: E731
+    config = tiny("ipd", "naive", eval_pairs=16, eval_steps=300)
+    result = jax.jit(partial(naive.evaluate_iterated, game=game, field=stand_still, config=config))(
+        jax.random.key(0), strength=jnp.float32(0)
+    )
+    for pair in range(16):
+        agent, response = result["exact_response_policies"][pair]
+        np.testing.assert_array_equal(agent, result["policies"][pair, 0])
+        assert set(np.unique(response)) <= {-30.0, 30.0}
+        np.testing.assert_allclose(result["exact_best_response"][pair, 1], best_response_value(agent), atol=1e-4)
+        np.testing.assert_allclose(game.f(jnp.stack([agent, response])), result["exact_best_response"][pair], atol=1e-5)
+    gain = result["exact_best_response"][:, 1] - result["best_response"][:, 1]
+    assert gain.min() > -1e-4  # no gradient finds a better one
+
+
 def test_basins_of_a_field_whose_basins_are_known():
     """The field sign(x) drives a point out along the diagonal of its quadrant: a quarter of the grid ends at B."""
     config = tiny("logistic", eval_pairs=5)
@@ -624,7 +922,7 @@ def test_basins_of_a_field_whose_basins_are_known():
     chex.assert_shape(result["trajectories"], (5, config.eval_steps + 1, 2))
     np.testing.assert_allclose(result["trajectories"][:, -1], result["trajectories"][:, 0]
                                + config.eval_steps * np.sign(result["trajectories"][:, 0]), atol=1e-5)  # fmt: skip
-    np.testing.assert_allclose(result["field"], config.lr * np.sign(meva.planar_grid()))
+    np.testing.assert_allclose(result["field"], config.lr * np.sign(meva.planar_grid(GAMES["logistic"])))
 
 
 # The command line
@@ -633,38 +931,53 @@ CHANGED = dict(
     seed=5, num_seeds=3, lr=0.7, form="U", hidden=6, blocks=2, quantiles=2, share_params=False, outer_steps=3,
     batch_size=3, rollout_length=9, stride=2, flip_prob=0.5, fixed_gamma=0.3, bootstrap=0.1, target_inertia=0.5,
     semi_gradient=True, model_lr=0.1, adam_b2=0.5, weight_decay=0.3, eval_gammas=(0.3,), eval_pairs=2, eval_steps=3,
+    alpha=(0.3,), variant="taylor", order=1, alpha_max=0.7, eval_alphas=(0.3,),
 )  # fmt: skip
 
 
 @functools.cache
-def program(config):
+def program(script, config):
     """All that a run computes: its keys, and its programs with their constants."""
-    key = jax.random.key(0)
-    seeds = np.asarray(jax.random.key_data(meva.seed_keys(config)[0])).tolist()
-    params = jax.eval_shape(partial(meva.train_init, config=config), key).params
-    stacked = jax.tree.map(lambda leaf: jnp.zeros((config.num_seeds, *leaf.shape)), params)
-    train = jax.make_jaxpr(partial(meva.train, config=config))(key)
-    evaluate = jax.make_jaxpr(partial(meva.evaluate, config=config))(meva.seed_keys(config)[1], stacked)
-    text = re.sub(r"0x[0-9a-f]+", "", f"{train} {evaluate}")  # without addresses in memory
-    return seeds, text, [np.asarray(const).tolist() for const in train.consts + evaluate.consts]
+    key, script = jax.random.key(0), SCRIPTS[script]
+    train_keys, eval_keys = script.seed_keys(config)
+    seeds = np.asarray(jax.random.key_data(train_keys)).tolist()
+    if not hasattr(script, "train"):
+        jaxprs = [jax.make_jaxpr(partial(script.evaluate, config=config))(eval_keys)]
+    else:
+        params = jax.eval_shape(partial(script.train_init, config=config), key).params
+        stacked = jax.tree.map(lambda leaf: jnp.zeros((config.num_seeds, *leaf.shape)), params)
+        with mock.patch.object(cola, "ORDERS", (0, 1)):  # the higher ones take long to trace
+            jaxprs = [
+                jax.make_jaxpr(partial(script.train, config=config))(key),
+                jax.make_jaxpr(partial(script.evaluate, config=config))(eval_keys, stacked),
+            ]
+    text = re.sub(r"0x[0-9a-f]+", "", " ".join(map(str, jaxprs)))  # without addresses in memory
+    return seeds, text, [np.asarray(const).tolist() for jaxpr in jaxprs for const in jaxpr.consts]
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(meva.Config)[1:]])
-def test_every_flag_is_read(name):
+EVERY_FLAG = [(name, field.name) for name, script in SCRIPTS.items() for field in dataclasses.fields(script.Config)[1:]]
+
+
+@pytest.mark.parametrize("script, name", EVERY_FLAG)
+def test_every_flag_is_read(script, name):
     """Each flag changes the configuration and, through it, the program that is run or the keys that it runs on."""
-    base = tiny("logistic", stride=3, flip_prob=0.25, semi_gradient=name == "target_inertia")
+    changes = {}
+    if script == "meva":
+        changes = dict(stride=3, flip_prob=0.25, semi_gradient=name == "target_inertia")
+    base = tiny("logistic", script, **changes)
     same = flags(**{k: v for k, v in dataclasses.asdict(base).items() if k not in ("game", name) and v is not None})
     words = ["--game", "logistic", *same, *flags(**{name: CHANGED[name]})]
-    _, _, config = meva.parse(words, "", meva.make_config, trained=True)
+    _, _, config = SCRIPTS[script].parse(words, "", SCRIPTS[script].make_config, trained=True)
     assert dataclasses.replace(config, **{name: getattr(base, name)}) == base != config
 
-    assert program(base) != program(config)
+    assert program(script, base) != program(script, config)
 
 
 def test_the_same_configuration_is_the_same_program():
     """Without which the test above could not fail."""
-    config = tiny("logistic", stride=3, flip_prob=0.25)
-    assert program(config) == program.__wrapped__(config)
+    for script in SCRIPTS:
+        config = tiny("logistic", script)
+        assert program(script, config) == program.__wrapped__(script, config)
 
 
 def test_defaults_are_the_papers():
@@ -713,7 +1026,7 @@ def test_help_shows_the_defaults_of_the_game(game, shown, capsys):
         (["--outer", "3"], "--outer"),  # no abbreviations
         (["--num-seeds", "0"], "--num-seeds: takes a whole number from 1 below 2^31, not 0"),
         (["--seed", "-1"], "--seed: takes a whole number from 0"),
-        (["--lr", "nan"], "--lr: takes a finite number from 0, not nan"),
+        (["--lr", "nan"], "--lr: takes a number from 0 to 1e30, not nan"),
         (["--lr", "two"], "--lr: invalid float value: 'two'"),
         (["--model-lr", "inf"], "--model-lr"),
         (["--weight-decay", "-1"], "--weight-decay"),
@@ -782,6 +1095,8 @@ def test_a_checkpoint_that_will_not_do_is_refused(tmp_path, capsys):
     assert "which has --lr 1.0" in refused(lr=2.0)
     assert "which has --seed 0" in refused(seed=1)
     assert "which has --hidden 8" in refused(hidden=4)
+    assert "which has --blocks 1" in refused(blocks=2)
+    assert "which has --share-params True" in refused(share_params=False)
     path.write_bytes(whole[: len(whole) // 2])
     assert "damaged" in refused()
     path.write_bytes(whole[:1000] + bytes(100) + whole[1100:])
@@ -802,14 +1117,14 @@ def test_the_figure_shows_all_of_its_data():
     for center, key in enumerate(meva.PANELS):
         results[key] = -center + 0.1 * rng.normal(size=(2, 3, 4, 2))
     figure = Figure()
-    meva.draw_iterated(figure, results, GAMES["ipd"], "meva", "gamma")
+    meva.draw_iterated(figure, results, GAMES["ipd"])
     for axis, key in zip(figure.axes, meva.PANELS):
         low, high = axis.get_ylim()
         means = results[key].mean((1, 2))
         assert low < means.min() and means.max() < high
         np.testing.assert_allclose(axis.containers[0].lines[0].get_ydata(), means[:, 0])
         np.testing.assert_allclose(axis.containers[1].lines[0].get_ydata(), means[:, 1])
-    shown = [float(text.get_text()) for text in figure.axes[3].texts]
+    shown = [float(text.get_text()) for text in figure.axes[len(meva.PANELS)].texts]
     expected = [*(1 / (1 + np.exp(-results["policies"]))).mean((1, 2, 3)), (1, 0, 0, 1, 1)]
     np.testing.assert_allclose(shown, np.transpose(expected).ravel(), atol=0.0051)
 
@@ -817,10 +1132,11 @@ def test_the_figure_shows_all_of_its_data():
 def test_the_table_says_where_policies_diverged(capsys):
     ends = np.ones((1, 1, 29, 29, 2))
     results = {"sweep": np.array([0.5]), "endpoints": ends, "basin_fraction": np.array([[0.25]])}
-    meva.print_table(results, "gamma")
-    assert "diverged" not in (out := capsys.readouterr().out) and "0.250" in out and "+-" not in out
+    results["final_returns"] = np.array([[[1.5, -3e7]]])
+    meva.print_table(results)
+    assert "diverged" not in (out := capsys.readouterr().out) and "0.250" in out and "+-" not in out and "-3e+07" in out
     ends[0, 0, 0] = np.nan
-    meva.print_table(results, "gamma")
+    meva.print_table(results)
     assert "note: 3.45% of the policy parameters diverged" in capsys.readouterr().out
 
 
@@ -835,17 +1151,18 @@ def start(folder, *words):
 def shapes(game, sweep, seeds, pairs, steps):
     if GAMES[game].planar:
         square = (29, 29, 2)
-        one = dict(endpoints=square, basin_fraction=(), trajectories=(pairs, steps + 1, 2), field=square, values=square)
+        one = dict(endpoints=square, basin_fraction=(), trajectories=(pairs, steps + 1, 2), field=square)
+        one |= dict(final_returns=(2,))
     else:
-        policies = dict.fromkeys(("policies", "response_policies", "versus_naive_policies"), (pairs, 2, 5))
-        one = policies | dict.fromkeys(("self_play", "best_response", "versus_naive"), (pairs, 2))
+        kinds = "policies", "response_policies", "exact_response_policies", "versus_naive_policies"
+        returns = "self_play", "best_response", "exact_best_response", "versus_naive"
+        one = dict.fromkeys(kinds, (pairs, 2, 5)) | dict.fromkeys(returns, (pairs, 2))
     return {name: (sweep, seeds, *shape) for name, shape in one.items()}
 
 
 @pytest.mark.parametrize("game", ["logistic", "ipd"])
 def test_the_script_writes_its_results_and_its_figure(game, tmp_path, monkeypatch):
-    settings = {**TINY, **({"stride": 6} if GAMES[game].planar else {}), **TINY_EVAL}
-    process = start(tmp_path, "--game", game, *flags(**settings))
+    process = start(tmp_path, "--game", game, *flags(**tiny_settings(game, "meva", {})))
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert not err
@@ -857,6 +1174,7 @@ def test_the_script_writes_its_results_and_its_figure(game, tmp_path, monkeypatc
     assert config["game"] == game and config["hidden"] == 8 and config["run_on"]["jax"] == jax.__version__
     for name, shape in shapes(game, 2, 2, 3, 4).items():
         assert arrays[name].shape == shape and arrays[name].dtype == np.float32, name
+    assert GAMES[game].planar == ("values" in arrays)
     np.testing.assert_allclose(arrays["sweep"], [0.0, 0.9], rtol=1e-6)
     for curve in ("loss", "td_error", "gradient_norm"):
         assert arrays[curve].shape == (2, 29)
@@ -885,8 +1203,87 @@ def test_the_script_writes_its_results_and_its_figure(game, tmp_path, monkeypatc
     assert min(image.shape[:2]) > 500 and image.std() > 0.05
 
 
+@pytest.mark.parametrize("game", GAMES)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_runs_on_every_game(script, game, tmp_path, capsys):
+    arrays = run(tmp_path, game=game, script=script)
+    sweep = arrays["sweep"].shape[0]
+    assert sweep == (1 if script == "naive" else 2)
+    for name, shape in shapes(game, sweep, 2, 3, 4).items():
+        assert arrays[name].shape == shape and arrays[name].dtype == np.float32, name
+    readme = (ROOT / "README.md").read_text()
+    for name in arrays:
+        assert f"`{name.split('/')[0]}" in readme, f"README.md does not explain {name}"
+    assert hasattr(SCRIPTS[script], "train") == ("loss" in arrays)
+    image = imread(tmp_path / f"figures/{script}_{game}.png")
+    assert min(image.shape[:2]) > 500 and image.std() > 0.05
+    assert f"wrote {tmp_path}/results/{script}_{game}.npz" in capsys.readouterr().out
+
+
+def shared_blocks(text):
+    """The text of each shared block of a script, by its name."""
+    parts = re.split(r"^# --- (shared: .*|end shared) ---$", text, flags=re.MULTILINE)
+    opened, closed = parts[1::4], parts[3::4]
+    assert all(name.startswith("shared: ") for name in opened) and set(closed) <= {"end shared"}
+    assert len(opened) == len(closed) == len(set(opened))
+    return dict(zip(opened, parts[2::4]))
+
+
+def check_shared_blocks(texts):
+    copies = [block for text in texts for block in shared_blocks(text).items()]
+    assert len(copies) > 30
+    for name in dict(copies):
+        texts = [text for other, text in copies if other == name]
+        assert len(texts) > 1 and len(set(texts)) == 1, f"copies of the block {name} differ, or there is only one"
+
+
+def test_shared_blocks_are_identical_everywhere():
+    texts = [pathlib.Path(script.__file__).read_text() for script in SCRIPTS.values()]
+    check_shared_blocks(texts)
+    for i, text in enumerate(texts):
+        for block in shared_blocks(text).values():
+            middle = text.index(block) + len(block) // 2
+            changed = text[:middle] + chr(ord(text[middle]) ^ 1) + text[middle + 1 :]
+            with pytest.raises(AssertionError, match="differ"):
+                check_shared_blocks([*texts[:i], changed, *texts[i + 1 :]])
+
+
+def test_each_gradient_can_be_copied_alone():
+    """Only what its source says, JAX and simultaneous_gradient, on a game that is not in games.py."""
+
+    def copied(script, *names):
+        scope = dict(jax=jax, jnp=jnp, dataclasses=dataclasses, Game=Game, Config=object)
+        scope |= dict(simultaneous_gradient=simultaneous_gradient, partial=partial)
+        for name in names:
+            exec(inspect.getsource(getattr(script, name)), scope)
+        return scope[names[-1]], scope
+
+    x, alpha = jnp.array([[0.3], [-0.7]]), 0.2
+    naive_gradient, _ = copied(naive, "naive_gradient")
+    own = x + COUPLING * x[::-1]  # f_i = -(x_i + c x_j)^2 / 2
+    np.testing.assert_allclose(naive_gradient(BOWL.f, x), -own, rtol=1e-6)
+    lola_copy, _ = copied(lola, "lola_gradient")
+    hola_copy, _ = copied(hola, "hola_gradient")
+    ahead = own - alpha * COUPLING * own[::-1]
+    expected = -ahead * (1 - alpha * COUPLING**2)
+    np.testing.assert_allclose(lola_copy(BOWL.f, x, alpha), expected, rtol=1e-5)
+    np.testing.assert_allclose(hola_copy(BOWL.f, x, alpha, 1), expected, rtol=1e-5)
+
+    network = "linear_init", "linear", "layer_norm", "mlp_init", "mlp", "Model"
+    equation = "model_gradient", "look_ahead_gradient", "consistency_loss", "cola_gradient"
+    cola_copy, scope = copied(cola, *network, *equation)
+    params = scope["Model"](**vars(cola.model_init(jax.random.key(0), BOWL, tiny("logistic", "cola"))))
+    chex.assert_shape(cola_copy(params, BOWL, x, alpha), (2, 1))
+    chex.assert_shape(scope["consistency_loss"](params, BOWL, x, alpha), ())
+    meva_copy, scope = copied(meva, *network, "meta_quantiles", "meta_value", "model_gradient", "meva_gradient")
+    params = scope["Model"](**vars(meva.model_init(jax.random.key(0), BOWL, tiny("logistic"))))
+    chex.assert_shape(scope["meta_value"](params, BOWL, x, 0.9), (2,))
+    one_pass = scope["model_gradient"](params, BOWL, x, 0.9)
+    np.testing.assert_allclose(meva_copy(params, BOWL, x, 0.9, types.SimpleNamespace(form="V")), one_pass, rtol=1e-6)
+
+
 def test_killed_in_mid_training_and_resumed_ends_bit_for_bit_alike(tmp_path):
-    words = ["--game", "logistic", *flags(**{**TINY, **TINY_EVAL, "outer_steps": 307, "stride": 6})]
+    words = ["--game", "logistic", *flags(**tiny_settings("logistic", "meva", {"outer_steps": 307}))]
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     whole = start(tmp_path / "whole", *words)
@@ -913,7 +1310,7 @@ def test_killed_in_mid_training_and_resumed_ends_bit_for_bit_alike(tmp_path):
 
 
 def test_importing_a_script_runs_and_parses_nothing(tmp_path):
-    code = "import sys; sys.argv = ['x', '--nonsense']; import meva, games; print('imported')"
+    code = f"import sys; sys.argv = ['x', '--nonsense']; import games, {', '.join(SCRIPTS)}; print('imported')"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert (done.stdout, done.stderr, done.returncode) == ("imported\n", "", 0)
