@@ -534,9 +534,9 @@ def planar_grid(game: Game) -> jax.Array:
 def evaluate_planar(key: jax.Array, game: Game, field, strength: jax.Array, config) -> dict[str, jax.Array]:
     """Basins of the positive quadrant and sample trajectories, both players of the same strength (Fig. 2).
 
-    They follow `field(x, strengths)`, (2, n), where `strengths`, (2,), is each player's setting in the sweep.
+    They follow `field(x, strengths)`, (2, n), where `strengths` has each player's setting in the sweep.
     """
-    own_field = partial(field, strengths=jnp.full(2, strength))
+    own_field = partial(field, strengths=(strength, strength))
     grid = planar_grid(game)[..., None]  # (29, 29, 2, 1)
     endpoints = jax.vmap(jax.vmap(lambda x: follow(own_field, x, config.lr, config.eval_steps)[0]))(grid)[..., 0]
     starts = jax.vmap(game.init)(jax.random.split(key, config.eval_pairs))
@@ -553,7 +553,7 @@ def evaluate_planar(key: jax.Array, game: Game, field, strength: jax.Array, conf
 def evaluate_iterated(key: jax.Array, game: Game, field, strength: jax.Array, config) -> dict[str, jax.Array]:
     """Policy pairs in self-play, against a best response, and with a naive learner (Fig. 3).
 
-    They follow `field(x, strengths)`, (2, n), where `strengths`, (2,), is each player's setting, 0 for naive.
+    They follow `field(x, strengths)`, (2, n), where `strengths` has each player's setting, 0 for naive.
     Player 1 is the agent, of this strength. In self-play so is player 2; the best response is a fresh policy that
     follows its own gradient while the agent stands still; the exact best response is the best of the 32 deterministic
     policies (one of them is a best response to any memory-one policy); the naive learner follows its own gradient from
@@ -564,12 +564,12 @@ def evaluate_iterated(key: jax.Array, game: Game, field, strength: jax.Array, co
         return simultaneous_gradient(game.f, x).at[0].set(0.0)
 
     def versus_naive_field(x):
-        return simultaneous_gradient(game.f, x).at[0].set(field(x, jnp.stack([strength, jnp.zeros(())]))[0])
+        return simultaneous_gradient(game.f, x).at[0].set(field(x, (strength, jnp.zeros(())))[0])
 
     def one_pair(key):
         key_self, key_response = jax.random.split(key)
         start = game.init(key_self)
-        policies, _ = follow(partial(field, strengths=jnp.full(2, strength)), start, config.lr, config.eval_steps)
+        policies, _ = follow(partial(field, strengths=(strength, strength)), start, config.lr, config.eval_steps)
         response_start = policies.at[1].set(game.init(key_response)[1])
         responses, _ = follow(best_response_field, response_start, config.lr, config.eval_steps)
         candidates = jax.vmap(policies.at[1].set)(DETERMINISTIC)  # (32, 2, 5)
@@ -741,14 +741,16 @@ def report(results: dict, config: Config, path: pathlib.Path):
     consistency = results["consistency"].mean(2)  # (sweep, seed)
     hola_consistency = results["hola_consistency"].mean((1, 3))  # (sweep, order)
     cosine = results["hola_cosine"].mean((1, 3))
+    shown = np.where(hola_consistency > 0, hola_consistency, np.nan)  # at alpha = 0 all of HOLA is consistent
     axes[1].plot(sweep, consistency, color=COLORS[NAME], linewidth=0.5, alpha=0.6)
     axes[1].plot(sweep, consistency.mean(1), "o-", color=COLORS[NAME], markersize=3, label="COLA")
     for order, style in zip(ORDERS, ("-", "--", "-.", ":")):
         line = dict(color=COLORS["hola"], linestyle=style, marker="o", markersize=3, label=f"HOLA({order})")
         if order < len(ORDERS) - 1:
-            axes[1].plot(sweep, hola_consistency[:, order], **line)
+            axes[1].plot(sweep, shown[:, order], **line)
         axes[2].plot(sweep, cosine[:, order], **line)
-    axes[1].set(xlabel=SYMBOL, ylabel="consistency loss, held out", yscale="log")
+    limit = 1e3 * hola_consistency[:, 0].max()  # where HOLA(n) explodes it leaves the picture
+    axes[1].set(xlabel=SYMBOL, ylabel="consistency loss, held out", yscale="log", ylim=(None, limit or None))
     axes[2].set(xlabel=SYMBOL, ylabel="cosine of COLA to HOLA")
     for axis in axes[1:]:
         axis.legend(fontsize="small")

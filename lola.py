@@ -276,9 +276,9 @@ def planar_grid(game: Game) -> jax.Array:
 def evaluate_planar(key: jax.Array, game: Game, field, strength: jax.Array, config) -> dict[str, jax.Array]:
     """Basins of the positive quadrant and sample trajectories, both players of the same strength (Fig. 2).
 
-    They follow `field(x, strengths)`, (2, n), where `strengths`, (2,), is each player's setting in the sweep.
+    They follow `field(x, strengths)`, (2, n), where `strengths` has each player's setting in the sweep.
     """
-    own_field = partial(field, strengths=jnp.full(2, strength))
+    own_field = partial(field, strengths=(strength, strength))
     grid = planar_grid(game)[..., None]  # (29, 29, 2, 1)
     endpoints = jax.vmap(jax.vmap(lambda x: follow(own_field, x, config.lr, config.eval_steps)[0]))(grid)[..., 0]
     starts = jax.vmap(game.init)(jax.random.split(key, config.eval_pairs))
@@ -295,7 +295,7 @@ def evaluate_planar(key: jax.Array, game: Game, field, strength: jax.Array, conf
 def evaluate_iterated(key: jax.Array, game: Game, field, strength: jax.Array, config) -> dict[str, jax.Array]:
     """Policy pairs in self-play, against a best response, and with a naive learner (Fig. 3).
 
-    They follow `field(x, strengths)`, (2, n), where `strengths`, (2,), is each player's setting, 0 for naive.
+    They follow `field(x, strengths)`, (2, n), where `strengths` has each player's setting, 0 for naive.
     Player 1 is the agent, of this strength. In self-play so is player 2; the best response is a fresh policy that
     follows its own gradient while the agent stands still; the exact best response is the best of the 32 deterministic
     policies (one of them is a best response to any memory-one policy); the naive learner follows its own gradient from
@@ -306,12 +306,12 @@ def evaluate_iterated(key: jax.Array, game: Game, field, strength: jax.Array, co
         return simultaneous_gradient(game.f, x).at[0].set(0.0)
 
     def versus_naive_field(x):
-        return simultaneous_gradient(game.f, x).at[0].set(field(x, jnp.stack([strength, jnp.zeros(())]))[0])
+        return simultaneous_gradient(game.f, x).at[0].set(field(x, (strength, jnp.zeros(())))[0])
 
     def one_pair(key):
         key_self, key_response = jax.random.split(key)
         start = game.init(key_self)
-        policies, _ = follow(partial(field, strengths=jnp.full(2, strength)), start, config.lr, config.eval_steps)
+        policies, _ = follow(partial(field, strengths=(strength, strength)), start, config.lr, config.eval_steps)
         response_start = policies.at[1].set(game.init(key_response)[1])
         responses, _ = follow(best_response_field, response_start, config.lr, config.eval_steps)
         candidates = jax.vmap(policies.at[1].set)(DETERMINISTIC)  # (32, 2, 5)
@@ -343,7 +343,7 @@ def evaluate(keys: jax.Array, config: Config) -> dict[str, jax.Array]:
 
     def one(alpha, key):
         def field(x, strengths):
-            return lola_gradient(game.f, x, strengths, config.variant)
+            return lola_gradient(game.f, x, jnp.stack(strengths), config.variant)
 
         return evaluate_game(key, game, field, alpha, config)
 

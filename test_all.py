@@ -859,7 +859,7 @@ def test_evaluation_against_a_loop():
     """Self-play, best response and shaping, step by step in Python for one pair and one gamma."""
     params, config = make_model()
     game, gamma, key = GAMES["ipd"], 0.9, jax.random.key(7)
-    field = jax.jit(lambda x, strengths: meva.meva_gradient(params, game, x, strengths, config))
+    field = jax.jit(lambda x, strengths: meva.meva_gradient(params, game, x, jnp.stack(strengths), config))
     naive = jax.jit(partial(simultaneous_gradient, game.f))
     result = meva.evaluate_iterated(key, game, field, jnp.float32(gamma), config)
 
@@ -867,8 +867,8 @@ def test_evaluation_against_a_loop():
     policies = shaped = game.init(key_self)
     response = game.init(key_response)[1]
     for _ in range(config.eval_steps):
-        policies = policies + config.lr * field(policies, jnp.array([gamma, gamma]))
-        shaping_step = field(shaped, jnp.array([gamma, 0.0]))[0], naive(shaped)[1]
+        policies = policies + config.lr * field(policies, (gamma, gamma))
+        shaping_step = field(shaped, (gamma, 0.0))[0], naive(shaped)[1]
         shaped = shaped + config.lr * jnp.stack(shaping_step)
     for _ in range(config.eval_steps):
         response = response + config.lr * naive(jnp.stack([policies[0], response]))[1]
@@ -915,7 +915,7 @@ def test_exact_best_response_against_value_iteration():
 def test_basins_of_a_field_whose_basins_are_known():
     """The field sign(x) drives a point out along the diagonal of its quadrant: a quarter of the grid ends at B."""
     config = tiny("logistic", eval_pairs=5)
-    field = lambda x, strengths: jnp.sign(x) * strengths[:, None]  # noqa: E731
+    field = lambda x, strengths: jnp.sign(x) * jnp.stack(strengths)[:, None]  # noqa: E731
     result = meva.evaluate_planar(jax.random.key(0), GAMES["logistic"], field, jnp.float32(1.0), config)
     np.testing.assert_allclose(result["basin_fraction"], 14 * 14 / 841, rtol=1e-6)
     np.testing.assert_allclose(result["endpoints"][0, -1], (10 + config.eval_steps, -10 - config.eval_steps))  # row x_2
