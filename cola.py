@@ -8,17 +8,21 @@ right when both players follow it, a fixed point of HOLA's recursion (cf. Eq. 3)
 
 A network learns g for all alpha in [0, alpha_max] by minimising the squared distance between the two sides (cf. Eq. 4).
 
-    python cola.py --game ipd          TIME_IPD on a 2-core CPU
-    python cola.py --game logistic     the paper's Fig. 2, COLA's rows: TIME_LOGISTIC
-    python cola.py --game logistic --outer-steps 500      to see it run, barely trained: TIME_SHORT
+    python cola.py --game ipd          2 minutes on a 2-core CPU
+    python cola.py --game logistic     the paper's Fig. 2, COLA's rows: 1 minute
+    python cola.py --game logistic --outer-steps 500 --eval-alphas 10      to see it run, barely trained: 20 seconds
 
 The paper does not say how long to train, with which batch, optimiser or learning rate, how the squared distance is
 averaged, and whether the right side is held constant. Here the distance is summed over both players' parameters and
-averaged over 128 policies from the game's `init`, each with an alpha ~ U[0, alpha_max]; both sides are differentiated;
-and Adam takes 10000 steps, its learning rate decaying to 0 by a cosine. CHOICE
+averaged over 128 policies from the game's `init`, each with an alpha ~ U[0, alpha_max]; both sides are differentiated,
+without which the model does not become consistent at large alpha; and Adam takes 10000 steps, its learning rate
+decaying to 0 by a cosine. Measured with one seed each: a batch of 512 and a Huber loss gained nothing on the Logistic
+Game, nor did a learning rate of 0.01; on the IPD it left half the consistency loss of 0.003.
 
-What to expect on the IPD: EXPECT_IPD. On the Logistic Game: EXPECT_LOGISTIC. A run prints two tables and writes
-results/cola_GAME.npz and figures/cola_GAME.png.
+What to expect on the IPD: defection (-2) at alpha = 0 and cooperation (-1) at alpha = 10, which a best response
+exploits. On the Logistic Game: the basin of B, the better of two solutions, grows around the edges and around the
+origin, to 62 % of the grid at alpha = 10. A run prints two tables, of returns or basins and of how consistent the model
+is, and writes results/cola_GAME.npz and figures/cola_GAME.png.
 """
 
 import argparse

@@ -7,8 +7,8 @@ gradient of the game, row i the derivative of f_i by x_i, both players step at o
 
 It is what every other algorithm here is measured against: LOLA with alpha = 0, HOLA(0), and MeVa with gamma = 0.
 
-    python naive.py --game ipd         self-play, best responses: TIME_IPD on a 2-core CPU
-    python naive.py --game logistic    basins and trajectories: TIME_LOGISTIC
+    python naive.py --game ipd         self-play, best responses: 10 seconds on a 2-core CPU
+    python naive.py --game logistic    basins and trajectories: 5 seconds
 
 What to expect on the IPD: defection, -2 a round, whoever the other is. On the Logistic Game: players end at whichever
 solution is nearest, split along a diagonal through the origin. A run prints a table and writes
