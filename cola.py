@@ -159,7 +159,7 @@ class Config:
 
 PLANAR = dict(lr=1.0, blocks=1, model_lr=3e-3, eval_pairs=32, eval_steps=200)
 TANDEM = dict(lr=0.1, alpha_max=0.5, eval_alphas=(0.0, 0.1, 0.2, 0.3, 0.5))  # at which naive learning is stable
-QUICK = dict(outer_steps=2000)
+QUICK = dict(outer_steps=5000)
 
 
 def make_config(game: str, quick: bool = False, **changes) -> Config:

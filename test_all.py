@@ -820,25 +820,33 @@ def test_each_program_is_compiled_once(tmp_path, monkeypatch):
     assert counted._cache_size() == 1
 
 
-def test_interrupted_and_resumed_ends_bit_for_bit_alike(tmp_path, monkeypatch, capsys):
-    whole = run(tmp_path / "whole", outer_steps=29)  # a prime above 25: chunks of one outer loop
-    save, saved = meva.save_checkpoint, []
+@pytest.mark.parametrize(
+    "script, outer_steps, saves, done, sweep",
+    [("meva", 29, 3, 2, "eval_gammas"), ("cola", 1000, 2, 500, "eval_alphas")],  # 29 is a prime: chunks of one loop
+)
+def test_interrupted_and_resumed_ends_bit_for_bit_alike(
+    script, outer_steps, saves, done, sweep, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(cola, "ORDERS", (0, 1))
+    run_it = partial(run, script=script, outer_steps=outer_steps)
+    whole = run_it(tmp_path / "whole")
+    save, saved = SCRIPTS[script].save_checkpoint, []
 
-    def save_twice(*args):
+    def save_until_interrupted(*args):
         save(*args)
         saved.append(args)
-        if len(saved) == 3:
+        if len(saved) == saves:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(meva, "save_checkpoint", save_twice)
+    monkeypatch.setattr(SCRIPTS[script], "save_checkpoint", save_until_interrupted)
     with pytest.raises(SystemExit) as stopped:
-        run(tmp_path / "cut", outer_steps=29)
+        run_it(tmp_path / "cut")
     assert stopped.value.code == 130
-    assert not (tmp_path / "cut/results/meva_logistic.npz").exists()
-    resumed = run(tmp_path / "cut", "--resume", outer_steps=29)
-    assert "from outer loop 2 to 29" in capsys.readouterr().out
+    assert not (tmp_path / f"cut/results/{script}_logistic.npz").exists()
+    resumed = run_it(tmp_path / "cut", "--resume")
+    assert f"from outer loop {done} to {outer_steps}" in capsys.readouterr().out
     assert_same_arrays(whole, resumed)
-    reevaluated = run(tmp_path / "cut", "--resume", outer_steps=29, eval_gammas=(0.5,))
+    reevaluated = run_it(tmp_path / "cut", "--resume", **{sweep: (0.5,)})
     assert reevaluated["basin_fraction"].shape == (1, 2)
     np.testing.assert_array_equal(reevaluated["loss"], whole["loss"])
 
@@ -1054,8 +1062,30 @@ def test_help_shows_the_defaults_of_the_game(game, shown, capsys):
     ],
 )
 def test_bad_input_gets_one_line_and_status_2(words, named, tmp_path, capsys):
+    refused(meva, words, named, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    "script, words, named",
+    [
+        (naive, ["--alpha", "1"], "unrecognized arguments: --alpha"),
+        (naive, ["--resume"], "unrecognized arguments: --resume"),
+        (lola, ["--alpha", "1", "-1"], "--alpha: takes a number from 0 to 1e30, not 1.0 -1.0"),
+        (lola, ["--alpha", "1e39"], "--alpha: takes a number from 0 to 1e30"),
+        (lola, ["--variant", "extra"], "--variant: takes exact or taylor or taylor-stop or lookahead, not extra"),
+        (hola, ["--order", "6"], "--order: takes a whole number from 0 to 5, not 6"),
+        (cola, ["--alpha-max", "0"], "--alpha-max: takes a number above 0"),
+        (cola, ["--eval-alphas", "1", "11"], "--eval-alphas: takes numbers up to --alpha-max 10.0, not 11.0"),
+        (cola, ["--batch-size", "0"], "--batch-size: takes a whole number from 1"),
+    ],
+)
+def test_bad_input_of_the_family_gets_one_line_and_status_2(script, words, named, tmp_path, capsys):
+    refused(script, words, named, tmp_path, capsys)
+
+
+def refused(script, words, named, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        meva.main([*words, "--out", str(tmp_path / "new")])
+        script.main([*words, "--out", str(tmp_path / "new")])
     out, err = capsys.readouterr()
     assert stopped.value.code == 2
     assert err.count("\n") == 1 and named in err and not out
