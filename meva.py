@@ -753,7 +753,7 @@ def draw_iterated(figure, results: dict, game: Game):
     axes = figure.subplots(1, 5, width_ratios=(1, 1, 1, 1, 1.3))
     ticks = np.arange(len(results["sweep"]))
     labels = [f"{setting:g}" for setting in results["sweep"]]
-    for axis, (key, (title, opponent)) in zip(axes, PANELS.items()):
+    for axis, (key, (heading, opponent)) in zip(axes, PANELS.items()):
         if axis is not axes[0]:
             axis.sharey(axes[0])
         mean, error = mean_and_error(results[key], (1, 2))  # (sweep, 2)
@@ -761,7 +761,7 @@ def draw_iterated(figure, results: dict, game: Game):
         axis.errorbar(ticks, mean[:, 0], error[:, 0], color=COLORS[NAME], marker="o", label=f"{NAME} agent", **style)
         axis.errorbar(ticks, mean[:, 1], error[:, 1], color="black", marker="s", label=opponent, ls="--", **style)
         axis.plot(ticks, results[key].mean(2)[..., 0], color=COLORS[NAME], linewidth=0.4, alpha=0.6)  # each seed
-        axis.set(title=title, xlabel=SYMBOL, ylabel="expected return per round")
+        axis.set(title=heading, xlabel=SYMBOL, ylabel="expected return per round")
         axis.set_xticks(ticks, labels, rotation=60)
         axis.legend(fontsize="small")
     cooperate = np.exp(-np.logaddexp(0, -results["policies"])).mean((1, 2, 3))  # (sweep, 5)
