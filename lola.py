@@ -86,6 +86,12 @@ def parse(argv, doc, make_config, trained):
     parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")
     if trained:
         parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
+        parser.add_argument("--benchmark", action="store_true", help="time the training instead, and write nothing")
+        parser.add_argument("--distributed", action="store_true", help="share the seeds with the run's other processes")
+        by_hand = parser.add_argument_group("--distributed by hand, where no cluster is detected")
+        by_hand.add_argument("--coordinator", help="HOST:PORT of process 0, the same for all")
+        by_hand.add_argument("--num-processes", type=int, help="how many there are")
+        by_hand.add_argument("--process-id", type=int, help="which of them this one is, from 0")
     group = parser.add_argument_group(f"settings, with the defaults for --game {known.game}{' --quick' * known.quick}")
     fields = dataclasses.fields(defaults)[1:]  # all but the game
     for field in fields:

@@ -38,6 +38,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from matplotlib.figure import Figure
 
 from games import GAMES, Game, simultaneous_gradient
@@ -87,6 +90,12 @@ def parse(argv, doc, make_config, trained):
     parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")
     if trained:
         parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, if there is one")
+        parser.add_argument("--benchmark", action="store_true", help="time the training instead, and write nothing")
+        parser.add_argument("--distributed", action="store_true", help="share the seeds with the run's other processes")
+        by_hand = parser.add_argument_group("--distributed by hand, where no cluster is detected")
+        by_hand.add_argument("--coordinator", help="HOST:PORT of process 0, the same for all")
+        by_hand.add_argument("--num-processes", type=int, help="how many there are")
+        by_hand.add_argument("--process-id", type=int, help="which of them this one is, from 0")
     group = parser.add_argument_group(f"settings, with the defaults for --game {known.game}{' --quick' * known.quick}")
     fields = dataclasses.fields(defaults)[1:]  # all but the game
     for field in fields:
@@ -403,32 +412,43 @@ def rollout(params, game: Game, x: jax.Array, gamma: jax.Array, config: Config) 
     return jnp.concatenate([xs, last[None]])
 
 
-CACHED = 2048  # policy pairs whose activations a CPU's cache holds
+def loss_gradient(state: TrainState, game: Game, xs: jax.Array, gamma: jax.Array, config: Config):
+    """((mean loss, mean TD error), gradient by theta) of some stretches, (some, k + 1, 2, n) and (some, 2)."""
 
-
-def update(state: TrainState, game: Game, xs: jax.Array, gamma: jax.Array, config: Config):
-    """One step of the model on a batch of stretches, (batch, k + 1, 2, n) and (batch, 2). Returns (state, metrics)."""
-
-    def group_loss(params, xs, gamma):
+    def mean_loss(params):
         losses, errors = jax.vmap(td_loss, (None, None, None, 0, 0, None))(
             params, state.target_params, game, xs, gamma, config
         )
         return losses.mean(), errors.mean()
 
-    # The gradient is the mean of the gradients of groups of trajectories. On a CPU, groups that fit its cache make the
-    # Logistic Game's update more than twice as fast; elsewhere the whole batch is one group.
-    batch = len(xs)
-    most = CACHED // config.stride if jax.default_backend() == "cpu" else batch
-    size = max(size for size in range(1, batch + 1) if batch % size == 0 and size <= max(most, 1))
-    groups = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), (xs, gamma))
-    grouped = jax.lax.map(lambda group: jax.value_and_grad(group_loss, has_aux=True)(state.params, *group), groups)
-    (loss, error), gradient = jax.tree.map(lambda leaf: leaf.mean(0), grouped)
+    return jax.value_and_grad(mean_loss, has_aux=True)(state.params)
 
+
+CACHED = 2048  # policy pairs whose activations fit in a CPU's cache
+
+
+def group_size(config: Config) -> int:
+    """Trajectories in one pass of the gradient: all of a batch; on a CPU a share of it that fits in the cache."""
+    most = CACHED // config.stride if jax.default_backend() == "cpu" else config.batch_size
+    return max(n for n in range(1, config.batch_size + 1) if config.batch_size % n == 0 and n <= max(most, 1))
+
+
+def optimise(state: TrainState, gradient, config: Config) -> TrainState:
+    """A step of AdamW; the target network follows."""
     step, opt_state = make_optimizer(config).update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, step)
     target_params = optax.incremental_update(params, state.target_params, 1 - config.target_inertia)
+    return state._replace(params=params, target_params=target_params, opt_state=opt_state)
+
+
+def update(state: TrainState, game: Game, xs: jax.Array, gamma: jax.Array, config: Config):
+    """One step of the model on a batch of stretches, (batch, k + 1, 2, n) and (batch, 2). Returns (state, metrics)."""
+    # The mean gradient of groups: passes that fit in a CPU's cache halve the time of an update on the Logistic Game.
+    groups = jax.tree.map(lambda leaf: leaf.reshape(-1, group_size(config), *leaf.shape[1:]), (xs, gamma))
+    gradients = jax.lax.map(lambda group: loss_gradient(state, game, *group, config), groups)
+    (loss, error), gradient = jax.tree.map(lambda leaf: leaf.mean(0), gradients)
     metrics = {"loss": loss, "td_error": error, "gradient_norm": optax.tree.norm(gradient)}
-    return state._replace(params=params, target_params=target_params, opt_state=opt_state), metrics
+    return optimise(state, gradient, config), metrics
 
 
 def outer_step(key: jax.Array, state: TrainState, config: Config):
@@ -548,6 +568,71 @@ def write_npz(path: pathlib.Path, arrays: dict):
 # --- end shared ---
 
 
+# --- shared: devices ---
+def connect(args: argparse.Namespace, parser: Parser):
+    """With --distributed, join the run's other processes by JAX's own runtime. Only process 0 prints and writes."""
+    by_hand = {name: getattr(args, name) for name in ("coordinator", "num_processes", "process_id")}
+    flags = {f"--{name.replace('_', '-')}": value is not None for name, value in by_hand.items()}
+    if any(flags.values()) and not (args.distributed and all(flags.values())):
+        given = next(flag for flag in flags if flags[flag])
+        others = ", ".join(flag for flag in ("--distributed", *flags) if flag != given)
+        parser.error(f"argument {given}: takes {others} beside it")
+    if any(flags.values()) and not 0 <= args.process_id < args.num_processes:
+        below = f"from 0 below --num-processes {args.num_processes}"
+        parser.error(f"argument --process-id: takes a whole number {below}, not {args.process_id}")
+    if args.distributed:
+        try:
+            jax.distributed.initialize(*by_hand.values())
+        except (RuntimeError, ValueError) as error:
+            parser.error(f"argument --distributed: takes a run's processes that can connect ({str(error).splitlines()[0]})")
+        if jax.process_index() > 0:
+            sys.stdout = open(os.devnull, "w")
+
+
+def make_mesh(config, parser: Parser) -> Mesh:
+    """The devices that share the seeds: of each process as many as divide its share evenly."""
+    processes = range(jax.process_count())
+    if config.num_seeds % len(processes):
+        parser.error(f"argument --num-seeds: takes a multiple of the {len(processes)} processes, not {config.num_seeds}")
+    share = config.num_seeds // len(processes)
+    count = max(count for count in range(1, jax.local_device_count() + 1) if share % count == 0)
+    return Mesh([device for i in processes for device in jax.local_devices(i)[:count]], "seed")
+
+
+def over_devices(function, mesh: Mesh, out_specs=P("seed")):
+    """Each device does its share of the seeds, the leading axis of all arguments; no device waits for another."""
+    # With check_vma, gradients by what is alike on all devices (the grid) would be summed over them, and so over seeds.
+    return jax.shard_map(function, mesh=mesh, in_specs=P("seed"), out_specs=out_specs, check_vma=False)
+
+
+def place(tree, mesh: Mesh):
+    """Arrays of all seeds, the same in all processes, onto the devices of their seeds."""
+    return jax.device_put(tree, NamedSharding(mesh, P("seed")))
+
+
+def gather(tree):
+    """Arrays of all seeds from the devices of all processes. If one of these is lost, this one ends with status 1."""
+    try:
+        return process_allgather(tree, tiled=True)
+    except (RuntimeError, ValueError) as error:
+        if jax.process_count() == 1:
+            raise
+        print(f"another process was lost ({error}); --resume goes on from the last checkpoint", file=sys.stderr)
+        leave(1)
+
+
+def leave(status: int):
+    """End this process, and without the goodbye to the others in a run of several: it would wait for a lost one."""
+    if jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+# --- end shared ---
+
+
 # --- shared: training ---
 def flatten(prefix: str, tree) -> dict[str, np.ndarray]:
     """The leaves of a pytree by name, `prefix/path/to/leaf`."""
@@ -562,7 +647,8 @@ def trained_config(config) -> dict:
 
 def save_checkpoint(path: pathlib.Path, state: TrainState, curves: dict, config):
     arrays = flatten("state", state) | flatten("curves", curves)
-    write_npz(path, arrays | {"config": json.dumps(trained_config(config))})
+    if jax.process_index() == 0:
+        write_npz(path, arrays | {"config": json.dumps(trained_config(config))})
 
 
 def load_checkpoint(path: pathlib.Path, like: TrainState, config) -> tuple[TrainState, dict]:
@@ -581,19 +667,19 @@ def load_checkpoint(path: pathlib.Path, like: TrainState, config) -> tuple[Train
     return jax.tree.unflatten(jax.tree.structure(like), leaves), curves
 
 
-def run_training(keys: jax.Array, config, checkpoint: pathlib.Path, resume: bool, parser: Parser):
+def run_training(keys: np.ndarray, config, mesh: Mesh, checkpoint: pathlib.Path, resume: bool, parser: Parser):
     """Train all seeds chunk by chunk, with a checkpoint after each. Returns the trained parameters and the curves.
 
     Where training diverges it ends with status 1, and the checkpoint is the last finite state.
     """
-    init = jax.jit(over(partial(train_init, config=config)))
+    init = jax.jit(over_devices(over(partial(train_init, config=config)), mesh))
     if resume and checkpoint.exists():
         try:
             state, curves = load_checkpoint(checkpoint, jax.eval_shape(init, keys), config)
         except ValueError as error:
             parser.error(str(error))
     else:
-        state, curves = init(keys), {}
+        state, curves = gather(init(place(keys, mesh))), {}
         save_checkpoint(checkpoint, state, curves, config)
     first = done = int(state.step[0])
     print(f"training from outer loop {done} to {config.outer_steps}, checkpoints in {checkpoint}", flush=True)
@@ -601,23 +687,144 @@ def run_training(keys: jax.Array, config, checkpoint: pathlib.Path, resume: bool
         return state.params, curves
 
     start = time.perf_counter()
-    chunk = jax.jit(over(partial(train_chunk, config=config))).lower(keys, state).compile()
+    keys, state = place((keys, state), mesh)
+    chunk = jax.jit(over_devices(over(partial(train_chunk, config=config)), mesh)).lower(keys, state).compile()
     print(f"compiled in {time.perf_counter() - start:.1f} s", flush=True)
     start = time.perf_counter()
     while done < config.outer_steps:
-        state, new = jax.device_get(chunk(keys, state))
+        state, new = chunk(keys, state)
+        saved, new = gather((state, new))
         finite = np.isfinite(new["loss"] + new["gradient_norm"]).all(0)  # (step,)
-        if not (finite.all() and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))):
+        if not (finite.all() and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))):
             step = done + np.append(finite[:-1], False).argmin() + 1  # the chunk's last, where only the state shows it
             sys.exit(f"{parser.prog}: training diverged at outer loop {step}; {checkpoint} has the state after {done}")
         curves = {name: np.concatenate([curves[name], new[name]], 1) if curves else new[name] for name in new}
-        done = int(state.step[0])
-        save_checkpoint(checkpoint, state, curves, config)
+        done = int(saved.step[0])
+        save_checkpoint(checkpoint, saved, curves, config)
         rate = (done - first) / (time.perf_counter() - start)
         left = datetime.timedelta(seconds=round((config.outer_steps - done) / rate))
         shown = "  ".join(f"{name} {curve[:, -1].mean():.4g}" for name, curve in new.items())
         print(f"{done:6d} / {config.outer_steps}  {shown}  {rate:.2f} loops/s  {left} left", flush=True)
-    return state.params, curves
+    return saved.params, curves
+
+
+def run_evaluation(keys: np.ndarray, params, config, mesh: Mesh) -> dict[str, np.ndarray]:
+    """`evaluate` on the devices of the seeds."""
+
+    def program(keys, params):
+        results = evaluate(keys, params, config)
+        return results.pop("sweep"), results
+
+    run = jax.jit(over_devices(program, mesh, out_specs=(P(), P(None, "seed"))))
+    sweep, results = gather(run(*place((keys, params), mesh)))
+    return {"sweep": sweep} | results
+
+
+# --- end shared ---
+
+
+def environment_steps(config: Config) -> int:
+    """Steps of a policy pair in an outer loop: the rollouts', and the exploration's where there is one."""
+    return config.batch_size * config.rollout_length * (2 if config.flip_prob else 1)
+
+
+def parts(key: jax.Array, config: Config):
+    """What an outer loop is made of, for --benchmark.
+
+    Yields (name, function, its arguments, steps in it, times in an outer loop, evaluations and FLOPs of the model in a
+    step). An evaluation is one of both players' values at one joint policy, or of their gradient. FLOPs are those of
+    matrix products, 2 a b for a vector of a units by an (a, b) matrix; with `inputs` to an MLP of b blocks and width h
+
+        mlp(inputs) = 2 inputs h + (2 b + 1) 2 h h
+        forward     = 2 (mlp(n + 1) + mlp(2 h) + 2 h M)    both players' embedding, combination and readout
+
+    A gradient by x takes 2 forward: each product has one in the backward pass; one by theta takes 3 forward.
+    """
+    game, h, batch = GAMES[config.game], config.hidden, config.batch_size
+
+    def mlp_flops(inputs):
+        return 2 * h * (inputs + (2 * config.blocks + 1) * h)
+
+    forward = 2 * (mlp_flops(game.n + 1) + mlp_flops(2 * h) + 2 * h * config.quantiles)
+
+    state, updates = train_init(key, config), config.rollout_length // config.stride
+    x = jax.vmap(game.init)(jax.random.split(key, batch))
+    gamma, signs = draw_gammas(key, config), draw_signs(key, config)
+    if config.flip_prob:
+
+        def exploration(params, x, gamma, signs):
+            return jax.vmap(explore, (None, None, 0, 0, 0, None))(params, game, x, gamma, signs, config)
+
+        args = state.params, x, gamma, signs
+        yield "exploration", exploration, args, config.stride, updates, batch, batch * 2 * forward
+
+    def rollouts(params, x, gamma):
+        return jax.vmap(rollout, (None, None, 0, 0, None))(params, game, x, gamma, config)
+
+    yield "rollout", rollouts, (state.params, x, gamma), config.stride, updates, batch, batch * 2 * forward
+
+    def loss(state, xs, gamma):
+        return loss_gradient(state, game, xs, gamma, config)
+
+    group = group_size(config)
+    if config.target_inertia:
+        seen, passes = 2 * config.stride, 3 * config.stride + config.stride  # predictions; the target network's values
+    else:
+        seen, passes = config.stride + 1, 3 * (config.stride + 1)
+    args = state, jnp.stack([x[:group]] * (config.stride + 1), 1), gamma[:group]
+    yield "targets and loss", loss, args, 1, updates * batch // group, group * seen, group * passes * forward
+    yield "optimiser", partial(optimise, config=config), (state, state.params), 1, updates, 0, 0
+
+
+# --- shared: benchmark ---
+def median_time(program, *args, runs=5) -> float:
+    """Median seconds that a compiled program takes, the first run apart."""
+    seconds = []
+    for _ in range(1 + runs):
+        start = time.perf_counter()
+        jax.block_until_ready(program(*args))
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[1:]))
+
+
+def benchmark(keys: np.ndarray, config, mesh: Mesh):
+    """Time the training of all seeds, and the parts of an outer loop for one seed; print both as tables."""
+    keys = place(keys, mesh)
+    state = jax.jit(over_devices(over(partial(train_init, config=config)), mesh))(keys)
+    start = time.perf_counter()
+    chunk = jax.jit(over_devices(over(partial(train_chunk, config=config)), mesh)).lower(keys, state).compile()
+    compile_time = time.perf_counter() - start
+    seconds = median_time(chunk, keys, state) / chunk_length(config)
+
+    rows, flops, evaluations = [], 0, 0
+    for name, function, args, steps, times, step_evaluations, step_flops in parts(jax.random.key(0), config):
+        program = jax.jit(function).lower(*args).compile()
+        part_seconds, counted = median_time(program, *args, runs=20), program.cost_analysis()["flops"]
+        evaluations, flops = evaluations + times * steps * step_evaluations, flops + times * steps * step_flops
+        spent = f"{times:5d} x {steps:<3d} {1e3 * part_seconds / steps:10.3f} {1e3 * part_seconds * times:13.1f}"
+        rows.append(f"{name:18s} {spent} {step_flops / 1e6:14.1f} {counted / 1e6:8.1f}")  # XLA counts a loop's body once
+    rate = config.num_seeds * flops / seconds
+
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    square = jnp.ones((size, size))
+    product = jax.jit(partial(jnp.matmul, precision="highest")).lower(square, square).compile()
+    peak = mesh.size * 2 * size**3 / median_time(product, square, square)
+    memory = chunk.memory_analysis()
+    taken = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+
+    for label, value in {
+        "compile": f"{compile_time:.1f} s",
+        "outer loop, all seeds": f"{seconds:.4g} s (median of 5 chunks of {chunk_length(config)})",
+        "environment steps": f"{config.num_seeds * environment_steps(config) / seconds:,.0f} a second",
+        "model evaluations": f"{config.num_seeds * evaluations / seconds:,.0f} a second",
+        "model FLOPs": f"{config.num_seeds * flops / 1e9:.4g} GFLOP an outer loop, {rate / 1e9:.4g} GFLOP/s",
+        "peak of this machine": f"{peak / 1e9:.4g} GFLOP/s (float32 products of {size} x {size}, on {mesh.size} device(s))",
+        "share of the peak": f"{rate / peak:.1%}",
+        "memory": f"{taken / 2**20:.1f} MiB on each device (arguments, results and temporaries of the chunk)",
+    }.items():
+        print(f"{label:24s} {value}")
+    print("\none seed            times x steps   ms a step  ms a loop  MFLOP by hand   by XLA")
+    print("\n".join(rows))
 
 
 # --- end shared ---
@@ -853,20 +1060,27 @@ def print_table(results: dict):
 # --- shared: main ---
 def main(argv=None):
     parser, args, config = parse(argv, __doc__, make_config, trained=True)
+    connect(args, parser)
+    mesh = make_mesh(config, parser)
+    train_keys, eval_keys = map(np.asarray, map(jax.random.key_data, seed_keys(config)))  # raw, as `place` needs them
+    if args.benchmark:
+        print(describe(config), flush=True)
+        return benchmark(train_keys, config, mesh)
     name = f"{NAME}_{config.game}"
     names = f"results/{name}.npz", f"results/{name}.checkpoint.npz", f"figures/{name}.png"
     results_path, checkpoint_path, figure_path = output_paths(args.out, parser, *names)
     print(describe(config), flush=True)
 
-    train_keys, eval_keys = seed_keys(config)
     try:
-        params, curves = run_training(train_keys, config, checkpoint_path, args.resume, parser)
+        params, curves = run_training(train_keys, config, mesh, checkpoint_path, args.resume, parser)
         start = time.perf_counter()
-        evaluation = jax.device_get(evaluate(eval_keys, params, config))
+        evaluation = run_evaluation(eval_keys, params, config, mesh)
         print(f"evaluated in {time.perf_counter() - start:.1f} s", flush=True)
     except KeyboardInterrupt:
         print("interrupted; --resume goes on from the last checkpoint", flush=True)
-        sys.exit(130)
+        leave(130)
+    if jax.process_index() > 0:
+        return
 
     results = {"config": describe(config)} | evaluation | curves | flatten("params", params)
     if GAMES[config.game].planar:

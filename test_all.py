@@ -388,7 +388,7 @@ def test_the_right_side_of_colas_equation_against_finite_differences(share_param
             return f(put(joint, 1 - i, joint[1 - i] + alpha * model(joint)[1 - i]))[i]
 
         expected = np.array([difference(partial(surrogate, i), x[i]) for i in (0, 1)])
-        right = jax.jit(lambda x: cola.look_ahead_gradient(params, game, x, alpha))(x)
+        right = jax.jit(lambda x: cola.both_sides(params, game, x, alpha)[1])(x)
         np.testing.assert_allclose(right, expected, rtol=1e-5, atol=1e-8)
         loss = jax.jit(lambda x: cola.consistency_loss(params, game, x, alpha))(x)
         np.testing.assert_allclose(loss, ((model(x) - expected) ** 2).sum(), rtol=1e-5)
@@ -452,7 +452,7 @@ def test_consistency_is_measured_as_it_is_defined():
         chex.assert_shape(measured[name], (*shape, cola.HELD_OUT))
     x = game.init(jax.random.split(key, cola.HELD_OUT)[7])
     ours, right = jax.jit(lambda x: (cola.cola_gradient(params, game, x, alpha),
-                                     cola.look_ahead_gradient(params, game, x, alpha)))(x)  # fmt: skip
+                                     cola.both_sides(params, game, x, alpha)[1]))(x)  # fmt: skip
     theirs = [hola_gradient(game.f, x, alpha, order) for order in range(4)]
     np.testing.assert_allclose(measured["consistency"][7], ((ours - right) ** 2).sum(), rtol=1e-3)
     for order in range(4):
@@ -1313,7 +1313,7 @@ def test_each_gradient_can_be_copied_alone():
     np.testing.assert_allclose(hola_copy(BOWL.f, x, alpha, 1), expected, rtol=1e-5)
 
     network = "linear_init", "linear", "normed_linear", "mlp_init", "mlp", "Model"
-    equation = "model_gradient", "look_ahead_gradient", "consistency_loss", "cola_gradient"
+    equation = "model_gradient", "both_sides", "consistency_loss", "cola_gradient"
     cola_copy, scope = copied(cola, *network, *equation)
     params = scope["Model"](**vars(cola.model_init(jax.random.key(0), BOWL, tiny("logistic", "cola"))))
     chex.assert_shape(cola_copy(params, BOWL, x, alpha), (2, 1))
