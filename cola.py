@@ -45,7 +45,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from matplotlib.figure import Figure
@@ -445,25 +444,36 @@ def connect(args: argparse.Namespace, parser: Parser):
         try:
             jax.distributed.initialize(*by_hand.values())
         except (RuntimeError, ValueError) as error:
-            parser.error(f"argument --distributed: takes a run's processes that can connect ({str(error).splitlines()[0]})")
+            reason = str(error).splitlines()[0]
+            parser.error(f"argument --distributed: takes processes that can connect ({reason})")
         if jax.process_index() > 0:
             sys.stdout = open(os.devnull, "w")
 
 
 def make_mesh(config, parser: Parser) -> Mesh:
     """The devices that share the seeds: of each process as many as divide its share evenly."""
-    processes = range(jax.process_count())
-    if config.num_seeds % len(processes):
-        parser.error(f"argument --num-seeds: takes a multiple of the {len(processes)} processes, not {config.num_seeds}")
-    share = config.num_seeds // len(processes)
+    share, left = divmod(config.num_seeds, jax.process_count())
+    if left:
+        words = f"takes a multiple of the {jax.process_count()} processes, not {config.num_seeds}"
+        parser.error(f"argument --num-seeds: {words}")
     count = max(count for count in range(1, jax.local_device_count() + 1) if share % count == 0)
-    return Mesh([device for i in processes for device in jax.local_devices(i)[:count]], "seed")
+    return Mesh([device for i in range(jax.process_count()) for device in jax.local_devices(i)[:count]], "seed")
 
 
-def over_devices(function, mesh: Mesh, out_specs=P("seed")):
-    """Each device does its share of the seeds, the leading axis of all arguments; no device waits for another."""
+def over_devices(function, mesh: Mesh, seed_axis=0):
+    """Jit a function of arrays with a leading axis of seeds. Each device does its share; all get the whole results.
+
+    There the seeds are along `seed_axis`; arrays without that axis do not depend on them.
+    """
+
+    def share(*args):
+        def whole(leaf):
+            return jax.lax.all_gather(leaf, "seed", axis=seed_axis, tiled=True) if leaf.ndim > seed_axis else leaf
+
+        return jax.tree.map(whole, function(*args))
+
     # With check_vma, gradients by what is alike on all devices (the grid) would be summed over them, and so over seeds.
-    return jax.shard_map(function, mesh=mesh, in_specs=P("seed"), out_specs=out_specs, check_vma=False)
+    return jax.jit(jax.shard_map(share, mesh=mesh, in_specs=P("seed"), out_specs=P(), check_vma=False))
 
 
 def place(tree, mesh: Mesh):
@@ -471,10 +481,10 @@ def place(tree, mesh: Mesh):
     return jax.device_put(tree, NamedSharding(mesh, P("seed")))
 
 
-def gather(tree):
-    """Arrays of all seeds from the devices of all processes. If one of these is lost, this one ends with status 1."""
+def fetch(program, *args):
+    """The program's results, in numpy. If another process is lost meanwhile, this one ends with status 1."""
     try:
-        return process_allgather(tree, tiled=True)
+        return jax.device_get(program(*args))
     except (RuntimeError, ValueError) as error:
         if jax.process_count() == 1:
             raise
@@ -533,14 +543,14 @@ def run_training(keys: np.ndarray, config, mesh: Mesh, checkpoint: pathlib.Path,
 
     Where training diverges it ends with status 1, and the checkpoint is the last finite state.
     """
-    init = jax.jit(over_devices(over(partial(train_init, config=config)), mesh))
+    init = over_devices(over(partial(train_init, config=config)), mesh)
     if resume and checkpoint.exists():
         try:
             state, curves = load_checkpoint(checkpoint, jax.eval_shape(init, keys), config)
         except ValueError as error:
             parser.error(str(error))
     else:
-        state, curves = gather(init(place(keys, mesh))), {}
+        state, curves = fetch(init, place(keys, mesh)), {}
         save_checkpoint(checkpoint, state, curves, config)
     first = done = int(state.step[0])
     print(f"training from outer loop {done} to {config.outer_steps}, checkpoints in {checkpoint}", flush=True)
@@ -548,37 +558,29 @@ def run_training(keys: np.ndarray, config, mesh: Mesh, checkpoint: pathlib.Path,
         return state.params, curves
 
     start = time.perf_counter()
-    keys, state = place((keys, state), mesh)
-    chunk = jax.jit(over_devices(over(partial(train_chunk, config=config)), mesh)).lower(keys, state).compile()
+    keys = place(keys, mesh)
+    chunk = over_devices(over(partial(train_chunk, config=config)), mesh).lower(keys, place(state, mesh)).compile()
     print(f"compiled in {time.perf_counter() - start:.1f} s", flush=True)
     start = time.perf_counter()
     while done < config.outer_steps:
-        state, new = chunk(keys, state)
-        saved, new = gather((state, new))
+        state, new = fetch(chunk, keys, place(state, mesh))
         finite = np.isfinite(new["loss"] + new["gradient_norm"]).all(0)  # (step,)
-        if not (finite.all() and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))):
+        if not (finite.all() and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))):
             step = done + np.append(finite[:-1], False).argmin() + 1  # the chunk's last, where only the state shows it
             sys.exit(f"{parser.prog}: training diverged at outer loop {step}; {checkpoint} has the state after {done}")
         curves = {name: np.concatenate([curves[name], new[name]], 1) if curves else new[name] for name in new}
-        done = int(saved.step[0])
-        save_checkpoint(checkpoint, saved, curves, config)
+        done = int(state.step[0])
+        save_checkpoint(checkpoint, state, curves, config)
         rate = (done - first) / (time.perf_counter() - start)
         left = datetime.timedelta(seconds=round((config.outer_steps - done) / rate))
         shown = "  ".join(f"{name} {curve[:, -1].mean():.4g}" for name, curve in new.items())
         print(f"{done:6d} / {config.outer_steps}  {shown}  {rate:.2f} loops/s  {left} left", flush=True)
-    return saved.params, curves
+    return state.params, curves
 
 
 def run_evaluation(keys: np.ndarray, params, config, mesh: Mesh) -> dict[str, np.ndarray]:
-    """`evaluate` on the devices of the seeds."""
-
-    def program(keys, params):
-        results = evaluate(keys, params, config)
-        return results.pop("sweep"), results
-
-    run = jax.jit(over_devices(program, mesh, out_specs=(P(), P(None, "seed"))))
-    sweep, results = gather(run(*place((keys, params), mesh)))
-    return {"sweep": sweep} | results
+    """`evaluate`, shared by the devices."""
+    return fetch(over_devices(partial(evaluate, config=config), mesh, seed_axis=1), *place((keys, params), mesh))
 
 
 # --- end shared ---
@@ -634,7 +636,7 @@ def parts(key: jax.Array, config: Config):
 
     The left side of the equation is one pass forward, and the right side takes one back to x. By theta, each of these
     products has two in the backward pass (with a constant right side those of the left alone), and the embedding's two
-    more: it is one's own as well as the other's.
+    more: it is one's own as well as the other's. Where the players share no parameters, each model evaluates both.
     """
     h, game = config.hidden, GAMES[config.game]
 
@@ -643,7 +645,8 @@ def parts(key: jax.Array, config: Config):
 
     embedding = 2 * mlp_flops(game.n + 1)
     forward = embedding + 2 * (mlp_flops(2 * h) + 2 * h * game.n)
-    flops = config.batch_size * ((4 if config.semi_gradient else 6) * forward + 2 * embedding)
+    models = 1 if config.share_params else 2
+    flops = models * config.batch_size * ((4 if config.semi_gradient else 6) * forward + 2 * embedding)
     step = partial(outer_step, config=config)
     yield "the whole step", step, (key, train_init(key, config)), 1, 1, config.batch_size, flops
 
@@ -662,9 +665,9 @@ def median_time(program, *args, runs=5) -> float:
 def benchmark(keys: np.ndarray, config, mesh: Mesh):
     """Time the training of all seeds, and the parts of an outer loop for one seed; print both as tables."""
     keys = place(keys, mesh)
-    state = jax.jit(over_devices(over(partial(train_init, config=config)), mesh))(keys)
+    state = place(fetch(over_devices(over(partial(train_init, config=config)), mesh), keys), mesh)
     start = time.perf_counter()
-    chunk = jax.jit(over_devices(over(partial(train_chunk, config=config)), mesh)).lower(keys, state).compile()
+    chunk = over_devices(over(partial(train_chunk, config=config)), mesh).lower(keys, state).compile()
     compile_time = time.perf_counter() - start
     seconds = median_time(chunk, keys, state) / chunk_length(config)
 
@@ -674,7 +677,8 @@ def benchmark(keys: np.ndarray, config, mesh: Mesh):
         part_seconds, counted = median_time(program, *args, runs=20), program.cost_analysis()["flops"]
         evaluations, flops = evaluations + times * steps * step_evaluations, flops + times * steps * step_flops
         spent = f"{times:5d} x {steps:<3d} {1e3 * part_seconds / steps:10.3f} {1e3 * part_seconds * times:13.1f}"
-        rows.append(f"{name:18s} {spent} {step_flops / 1e6:14.1f} {counted / 1e6:8.1f}")  # XLA counts a loop's body once
+        # XLA counts the body of a loop over steps once.
+        rows.append(f"{name:18s} {spent} {step_flops / 1e6:14.1f} {counted / 1e6:8.1f}")
     rate = config.num_seeds * flops / seconds
 
     size = 2048 if jax.default_backend() == "cpu" else 8192
@@ -690,7 +694,7 @@ def benchmark(keys: np.ndarray, config, mesh: Mesh):
         "environment steps": f"{config.num_seeds * environment_steps(config) / seconds:,.0f} a second",
         "model evaluations": f"{config.num_seeds * evaluations / seconds:,.0f} a second",
         "model FLOPs": f"{config.num_seeds * flops / 1e9:.4g} GFLOP an outer loop, {rate / 1e9:.4g} GFLOP/s",
-        "peak of this machine": f"{peak / 1e9:.4g} GFLOP/s (float32 products of {size} x {size}, on {mesh.size} device(s))",
+        "peak": f"{peak / 1e9:.4g} GFLOP/s ({mesh.size} device(s), float32 products of {size} x {size})",
         "share of the peak": f"{rate / peak:.1%}",
         "memory": f"{taken / 2**20:.1f} MiB on each device (arguments, results and temporaries of the chunk)",
     }.items():
