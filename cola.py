@@ -478,7 +478,8 @@ def over_devices(function, mesh: Mesh, seed_axis=0):
 
 def place(tree, mesh: Mesh):
     """Arrays of all seeds, the same in all processes, onto the devices of their seeds."""
-    return jax.device_put(tree, NamedSharding(mesh, P("seed")))
+    sharding = NamedSharding(mesh, P("seed"))
+    return jax.tree.map(lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__), tree)
 
 
 def fetch(program, *args):

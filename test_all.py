@@ -838,7 +838,7 @@ def test_each_program_is_compiled_once(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "script, outer_steps, saves, done, sweep",
-    [("meva", 29, 3, 2, "eval_gammas"), ("cola", 1000, 2, 500, "eval_alphas")],  # 29 is a prime: chunks of one loop
+    [("meva", 29, 3, 2, "eval_gammas"), ("cola", 502, 2, 251, "eval_alphas")],  # 29 is a prime: chunks of one loop
 )
 def test_interrupted_and_resumed_ends_bit_for_bit_alike(
     script, outer_steps, saves, done, sweep, tmp_path, monkeypatch, capsys
@@ -1333,30 +1333,22 @@ def test_each_gradient_can_be_copied_alone():
 
 
 def test_killed_in_mid_training_and_resumed_ends_bit_for_bit_alike(tmp_path):
-    words = ["--game", "logistic", *flags(**tiny_settings("logistic", "meva", {"outer_steps": 101}))]
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "killed").mkdir()
-    whole = start(tmp_path / "whole", *words)
-    for _ in range(2):
-        process = start(tmp_path / "killed", *words, "--resume")
-        for line in process.stdout:
-            if re.match(r" *\d+ / 101", line):
-                break
-        time.sleep(0.2)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    resumed = start(tmp_path / "killed", *words, "--resume")
+    settings = tiny_settings("logistic", "meva", {"outer_steps": 101})
+    words = ["--game", "logistic", *flags(**settings), "--resume"]
+    process = start(tmp_path, *words)
+    for line in process.stdout:
+        if re.match(r" *\d+ / 101", line):
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    resumed = start(tmp_path, *words)
     out, err = resumed.communicate()
     assert resumed.returncode == 0, err
     assert 0 < int(re.search(r"from outer loop (\d+) to 101", out)[1]) < 101
-    whole.communicate()
-    assert whole.returncode == 0
-    results = []
-    for folder in ("whole", "killed"):
-        with np.load(tmp_path / folder / "results/meva_logistic.npz") as file:
-            results.append(dict(file))
-    assert_same_arrays(*results)
+    with np.load(tmp_path / "results/meva_logistic.npz") as file:
+        assert_same_arrays(run(tmp_path / "whole", **settings), dict(file))
 
 
 @pytest.mark.parametrize(
