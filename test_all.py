@@ -1380,7 +1380,7 @@ def test_the_benchmark_prints_its_tables_and_writes_nothing(tmp_path, capsys):
 
 
 def test_two_processes_train_as_one_and_end_when_one_is_lost(tmp_path):
-    settings = tiny_settings("logistic", "meva", dict(outer_steps=211, num_seeds=4))  # a prime: chunks of one loop
+    settings = tiny_settings("logistic", "meva", dict(outer_steps=61, num_seeds=4))  # a prime: chunks of one loop
 
     def start_two():
         with socket.socket() as free:
@@ -1391,7 +1391,7 @@ def test_two_processes_train_as_one_and_end_when_one_is_lost(tmp_path):
 
     first, second = start_two()
     for line in first.stdout:
-        if re.match(r" *\d+ / 211", line):
+        if re.match(r" *\d+ / 61", line):
             break
     second.kill()
     _, err = first.communicate(timeout=100)
@@ -1402,7 +1402,7 @@ def test_two_processes_train_as_one_and_end_when_one_is_lost(tmp_path):
     first, second = start_two()
     outputs = [process.communicate(timeout=100) for process in (first, second)]
     assert first.returncode == second.returncode == 0, outputs
-    assert 0 < int(re.search(r"from outer loop (\d+) to 211", outputs[0][0])[1]) < 211
+    assert 0 < int(re.search(r"from outer loop (\d+) to 61", outputs[0][0])[1]) < 61
     assert "outer loop" not in outputs[1][0]  # only process 0 prints
     with np.load(tmp_path / "results/meva_logistic.npz") as file:
         assert_same_arrays(whole, dict(file))
