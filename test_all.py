@@ -1361,7 +1361,9 @@ def test_the_table_of_games_has_the_means_of_the_runs_and_says_what_is_missing(t
     lola_pennies = run(tmp_path, game="matching_pennies", script="lola")
     naive_tandem = run(tmp_path, game="tandem", script="naive")
     capsys.readouterr()
-    plots.main(["--out", str(tmp_path), "--table", "games"])
+    with pytest.raises(SystemExit) as end:
+        plots.main(["--out", str(tmp_path), "--table", "games"])
+    assert end.value.code == 1  # some are missing
     out = capsys.readouterr().out
     assert out.count("missing for games: python ") == len(SCRIPTS) * len(GAMES) - 2
     assert f"missing for games: python meva.py --game chicken --quick --out {tmp_path}\n" in out
@@ -1380,32 +1382,59 @@ def test_the_table_of_games_has_the_means_of_the_runs_and_says_what_is_missing(t
 def test_plots_names_the_command_of_what_is_missing(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         plots.main(["--out", str(tmp_path), "--figure", "fig3"])
-    assert end.value.code == 1 and not list(tmp_path.glob("figures/*"))
+    assert end.value.code == 1 and not list(tmp_path.iterdir())
     lines = capsys.readouterr().out.splitlines()
     commands = [f"python {name}.py --game ipd --num-seeds 8 --out {tmp_path}" for name in ("meva", "lola")]
     assert lines == [f"missing for fig3: {command}" for command in commands]
-    for name in plots.RUNS:  # every command can be read, and writes where plots.py looks first
+    for name in plots.RUNS:  # every command can be read, makes what will do, and writes where plots.py looks first
         script, *words = plots.command(name, tmp_path).split()[1:]
-        _, args, config = meva.parse(words, "", SCRIPTS[script[:-3]].make_config, trained=True)
-        assert args.out / f"results/{script[:-3]}_{config.game}.npz" == plots.paths_of(name, tmp_path)[0]
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results/meva_ipd.npz").write_text("broken")
-    with pytest.raises(SystemExit) as end:
-        plots.main(["--out", str(tmp_path), "--table"])
-    assert end.value.code == 2 and "error: argument --out: takes" in capsys.readouterr().err
+        script = script.removesuffix(".py")
+        _, args, config = meva.parse(words, "", SCRIPTS[script].make_config, trained=True)
+        assert args.out / f"results/{script}_{config.game}.npz" == plots.paths_of(name, tmp_path)[0]
+        described = json.loads(meva.describe(config))
+        assert plots.made_by(plots.RUNS[name], {"config": described})
+        for flag in re.findall("--([a-z-]+)", plots.RUNS[name].flags):
+            assert not plots.made_by(plots.RUNS[name], {"config": described | {flag.replace("-", "_"): 77}})
 
 
-def test_ones_own_runs_come_before_the_papers(tmp_path, capsys):
+def save_run(path, settings, **arrays):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, config=json.dumps(settings), **arrays)
+
+
+def test_tables_take_runs_of_the_very_settings_and_ones_own_first(tmp_path, capsys):
     own, kept = plots.paths_of("naive_ipd", tmp_path)
+
+    def table():
+        with pytest.raises(SystemExit) as end:
+            plots.main(["--out", str(tmp_path), "--table"])
+        assert end.value.code == 1  # the others are missing
+        return capsys.readouterr().out
+
     for path, value in ((own, -1.0), (kept, -2.0)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, sweep=np.array([2.0]), self_play=np.full((1, 3, 4, 2), value))
-    plots.main(["--out", str(tmp_path), "--table"])
-    out = capsys.readouterr().out
-    assert f"from {own}\n" in out and "| -1.000 ± 0.000 | **no** |" in out
-    own.unlink()
-    plots.main(["--out", str(tmp_path), "--table"])
-    assert "| -2.000 ± 0.000 | yes |" in capsys.readouterr().out
+        save_run(path, {"num_seeds": 8}, sweep=np.array([2.0]), self_play=np.full((1, 8, 4, 2), value))
+    assert f"{own} (8 seeds)" in (out := table()) and "| -1.000 ± 0.000 | **no** |" in out
+    save_run(own, {"num_seeds": 3}, sweep=np.array([2.0]), self_play=np.full((1, 3, 4, 2), -1.0))
+    assert f"{kept} (8 seeds)" in (out := table()) and "| -2.000 ± 0.000 | yes |" in out
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--out", "nowhere"], "--out: takes a folder that is there, not nowhere"),
+        (["--table", "--format", "pdf"], "--table: takes neither"),
+        (["--figure", "fig9"], "--figure: invalid choice"),
+        (["--table"], "naive_ipd.npz is not the results of a run"),
+    ],
+)
+def test_plots_refuses_bad_input_in_one_line(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/naive_ipd.npz").write_text("broken")
+    with pytest.raises(SystemExit) as end:
+        plots.main(words)
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and said in err and not out and not (tmp_path / "figures").exists()
 
 
 def test_strategies_are_numbered_by_their_bits():
