@@ -1379,6 +1379,37 @@ def test_the_table_of_games_has_the_means_of_the_runs_and_says_what_is_missing(t
     assert f"{naive_tandem['self_play'][0, ..., 0].mean():.2f}" in out
 
 
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+    """A folder with the runs of results/paper alone."""
+    folder = tmp_path_factory.mktemp("paper")
+    (folder / "results").mkdir()
+    (folder / "results/paper").symlink_to(ROOT / "results/paper")
+    return folder
+
+
+def test_readmes_tables_are_those_of_the_runs_in_results_paper(paper, capsys):
+    readme = (ROOT / "README.md").read_text().splitlines()
+    for table in ("paper", "ablations"):
+        plots.main(["--out", str(paper), "--table", table])
+        lines = capsys.readouterr().out.splitlines()
+        rows = [line for line in lines if line.startswith("|")]
+        assert len(rows) > 10 and not [line for line in lines if line.startswith("missing")]
+        assert not [row for row in rows if row not in readme]
+
+
+def test_every_figure_is_drawn_from_results_paper(paper, capsys):
+    plots.main(["--out", str(paper)])
+    out = capsys.readouterr().out
+    for name in plots.FIGURES.keys() - {"games"}:
+        image = imread(paper / f"figures/{name}.png")
+        assert image.shape[1] > 600 and image.std() > 0.05 and f"figures/{name}.png" in out
+    assert "missing for games: 26 small runs" in out and out.count("missing") == 1
+    plots.main(["--out", str(paper), "--figure", "fig1", "--format", "pdf"])
+    assert (paper / "figures/fig1.pdf").read_bytes().startswith(b"%PDF")
+    assert not list(paper.glob("figures/*.part"))
+
+
 def test_plots_names_the_command_of_what_is_missing(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         plots.main(["--out", str(tmp_path), "--figure", "fig3"])
@@ -1441,6 +1472,27 @@ def test_strategies_are_numbered_by_their_bits():
     policies = np.array([POLICIES[name] for name in ("all-C", "all-D", "tit-for-tat", "win-stay-lose-shift")])
     names = [plots.STRATEGIES[number] for number in plots.strategies(policies)]
     assert names == ["all C", "all D", "tit-for-tat", "win-stay"]
+
+
+def test_claims_fail_where_the_numbers_do(paper):
+    """Each claim is measured again on runs in which all is alike, or falls: it must not hold any more."""
+    for claim in plots.CLAIMS:
+        runs, _, missing = plots.find(claim.runs, paper)
+        assert not missing
+        for results in runs.values():
+            for key in ("self_play", "best_response", "exact_best_response", "versus_naive"):
+                if key in results:
+                    results[key] = 0 * results[key] - 1.5
+            if "policies" in results:
+                results["policies"] = -results["policies"]
+            if "trajectories" in results:
+                results["trajectories"] = results["trajectories"][..., :1, :].repeat(2, -2)  # nobody moves
+            if "endpoints" in results:
+                results["endpoints"] = 0 * results["endpoints"] - 1.0
+                falling = np.linspace(1, 0, len(results["sweep"]))[:, None]
+                results["basin_fraction"] = 0 * results["basin_fraction"] + falling
+        if runs:
+            assert not claim.measure(*(runs[name] for name in claim.runs))[1], claim.statement
 
 
 # The script as a program
