@@ -64,7 +64,7 @@ POLICIES = {
 }
 # The other iterated games are iterated matching pennies with other payoffs, the other one-round games are one round.
 DISTINCT = ("logistic", "tandem", "hamiltonian", "balduzzi", "matching_pennies", "imp")
-FULL = ("logistic", "tandem", "matching_pennies", "imp", "ipd")  # these are run with the default models
+FULL = ("logistic", "matching_pennies", "imp")  # these are run with the default models
 SCRIPTS = {script.__name__: script for script in (naive, lola, hola, cola, meva)}
 TINY = {  # for each script, with the settings of TINY_EVAL
     "naive": dict(),
@@ -1591,7 +1591,7 @@ def run_all(folder, names):
         simpler = {"cola": dict(semi_gradient=True), "meva": dict(form="V", flip_prob=0.0, target_inertia=0.0)}
         settings = {}
         if game not in FULL and script in simpler:
-            settings = dict(share_params=True) | (simpler[script] if GAMES[game].iterated else {})
+            settings = dict(share_params=True) | simpler[script]
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             try:
