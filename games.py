@@ -8,9 +8,10 @@ order `init, DD, CD, DC, CC`. In every label the first letter is one's own actio
 both players: cooperate at first and wherever the second letter is C. Joint states are `(DD, CD, DC, CC)` as player 1
 sees them: what is CD to player 1 is DC to player 2.
 
-Add a game with one entry in `GAMES`: README.md has an example. Equations without another source are those of Cooijmans
-et al., Learning with Learning Awareness using Meta-Values. The 2x2 games, a player's payoffs in CC, CD, DC, DD, its own
-action first, and in brackets player 2's where they are others:
+Add a game with one entry in `GAMES`: README.md has an example. What becomes of policies that follow some learning rule
+in a game is below the games: `follow`, `survey`, `best_response`, `evaluate_game`. Equations without another source are
+those of Cooijmans et al., Learning with Learning Awareness using Meta-Values. The 2x2 games, a player's payoffs in CC,
+CD, DC, DD, its own action first, and in brackets player 2's where they are others:
 
 one round, x the log-odds of C
   matching_pennies    1, -1, -1, 1 (-1, 1, 1, -1). Heads or tails; player 1 wins where they match (von Neumann, 1928).
@@ -29,11 +30,14 @@ iterated
                       injury of 4 (Maynard Smith and Price, 1973).
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Game(NamedTuple):
@@ -73,6 +77,7 @@ def simultaneous_gradient(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> 
     Returns:
       (2, n), in units of return per unit of policy parameter.
     """
+    chex.assert_shape(x, (2, None))
     jacobian = jax.jacrev(f)(x)  # (player whose return, player whose parameters, n)
     return jnp.stack([jacobian[0, 0], jacobian[1, 1]])
 
@@ -120,6 +125,20 @@ def balduzzi(x: jax.Array) -> jax.Array:
     return jnp.stack([-10 * product, 10 * product]) - own**2 / 2
 
 
+def planar_game(name: str, f, start: float, scale: float, symmetric: bool, **settings) -> Game:
+    """A `Game` of one parameter for each player: it starts uniform in +-`start`, and models see it over `scale`."""
+    return Game(
+        name=name,
+        n=1,
+        f=f,
+        init=lambda key: jax.random.uniform(key, (2, 1), minval=-start, maxval=start),
+        features=lambda x: x / scale,
+        symmetric=symmetric,
+        labels=("x",),
+        **settings,
+    )
+
+
 @jax.jit
 def eliminate(a: jax.Array, b: jax.Array) -> jax.Array:
     """Solve a y = b for y by Gaussian elimination on scalars, (4, 4), (4,) -> (4,).
@@ -152,10 +171,12 @@ def state_distribution(x: jax.Array, discount: float) -> jax.Array:
     Returns:
       (4,), probabilities of DD, CD, DC, CC as player 1 sees them; they sum to 1.
     """
+    chex.assert_shape(x, (2, 5))
     ours, theirs = jax.nn.sigmoid(x)
     theirs = theirs[jnp.array([0, 1, 3, 2, 4])]  # player 1's CD is player 2's DC
     joint = jnp.stack([(1 - ours) * (1 - theirs), ours * (1 - theirs), (1 - ours) * theirs, ours * theirs])  # (4, 5)
-    a = jnp.eye(4) - discount * joint[:, 1:]  # the transpose of I - discount P: entry [t, s] goes from s to t
+    # The transpose of I - discount P: entry [t, s] goes from s to t.
+    a = jnp.eye(4, dtype=joint.dtype) - discount * joint[:, 1:]
     # Derivatives solve the system again instead of going through the elimination: look-ahead takes several of them.
     return jax.lax.custom_linear_solve(
         lambda y: (a * y).sum(1),  # not a matrix product, which a GPU would round to TF32
@@ -176,7 +197,8 @@ def memory_one_returns(x: jax.Array, payoffs: tuple[tuple[float, ...], ...], dis
     Returns:
       (2,), in units of payoff for one round.
     """
-    return (jnp.asarray(payoffs, x.dtype) * state_distribution(x, discount)).sum(-1)
+    distribution = state_distribution(x, discount)
+    return (jnp.asarray(payoffs, distribution.dtype) * distribution).sum(-1)
 
 
 def joint_payoffs(own: tuple[float, ...], other: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
@@ -194,7 +216,7 @@ def matrix_game(name: str, own: tuple[float, ...], other: tuple[float, ...], alp
     def f(x):
         ours, theirs = jax.nn.sigmoid(x[:, 0])
         joint = jnp.stack([(1 - ours) * (1 - theirs), ours * (1 - theirs), (1 - ours) * theirs, ours * theirs])
-        return (jnp.asarray(joint_payoffs(own, other), x.dtype) * joint).sum(-1)
+        return (jnp.asarray(joint_payoffs(own, other), joint.dtype) * joint).sum(-1)
 
     return Game(
         name=name,
@@ -238,33 +260,36 @@ def iterated_game(
     )
 
 
-def make_game(name: str, payoffs: tuple[float, ...] = (), discount: float | None = None) -> Game:
+def make_game(name: str | Game, payoffs: tuple[float, ...] = (), discount: float | None = None) -> Game:
     """The game of this name; an iterated one with other payoffs or another discount, which its name then says.
 
     Args:
-      name: one of `GAMES`.
+      name: one of `GAMES`, or a `Game` of one's own.
       payoffs: a player's in CC, CD, DC, DD, its own action first: four numbers if they are the same for both players,
         or player 1's four and then player 2's four. Without them, those of the game.
       discount: in [0, 1), or None for that of the game.
 
     Raises:
-      ValueError: for payoffs or a discount where the game is not iterated, or another number of payoffs.
+      ValueError: for another name, payoffs or a discount where the game is not iterated, another number of payoffs.
     """
-    game = GAMES[name]
+    if not isinstance(name, Game) and name not in GAMES:
+        raise ValueError(f"game: takes one of {', '.join(sorted(GAMES))} or a Game, not {name}")
+    game = name if isinstance(name, Game) else GAMES[name]
+    payoffs = tuple(payoffs)
     if not payoffs and discount is None:
         return game
     if not game.iterated:
         given = "payoffs" if payoffs else "discount"
         iterated = ", ".join(sorted(name for name, game in GAMES.items() if game.iterated))
-        raise ValueError(f"{given}: takes an iterated --game beside it ({iterated}), not {name}")
+        raise ValueError(f"{given}: takes an iterated --game beside it ({iterated}), not {game.name}")
     if len(payoffs) not in (0, 4, 8):
         raise ValueError(f"payoffs: takes four numbers (CC, CD, DC, DD) or eight, not {len(payoffs)}")
     discount = game.discount if discount is None else discount
     own, other = (payoffs[:4], payoffs[4:] or payoffs) if payoffs else game.payoffs
-    if payoffs:
-        name = f"payoffs_{'_'.join(f'{payoff:g}' for payoff in payoffs)}"
+    words = ["payoffs", *(str(payoff).removesuffix(".0") for payoff in payoffs)] if payoffs else [game.name]
+    words += ["discount", str(discount)] if discount != game.discount else []
     return game._replace(
-        name=name if discount == game.discount else f"{name}_discount_{discount:g}",
+        name="_".join(words),
         f=lambda x: memory_one_returns(x, joint_payoffs(own, other), discount),
         symmetric=own == other,
         payoffs=(own, other),
@@ -275,51 +300,16 @@ def make_game(name: str, payoffs: tuple[float, ...] = (), discount: float | None
 GAMES: dict[str, Game] = {
     game.name: game
     for game in (
-        Game(
-            name="logistic",
-            n=1,
-            f=logistic,
-            init=lambda key: jax.random.uniform(key, (2, 1), minval=-8.0, maxval=8.0),
-            features=lambda x: x / 10,  # not in the paper's text, which does not say how x is scaled
-            symmetric=True,
-            labels=("x",),
-            alphas=(0.0, 1.0, 2.0, 5.0, 10.0, 20.0),
+        # That models see x / 10 is not in the paper's text, which does not say how x is scaled.
+        planar_game("logistic", logistic, 8.0, 10.0, symmetric=True, alphas=(0.0, 1.0, 2.0, 5.0, 10.0, 20.0)),
+        # At this step size naive learning is stable, and most forms of LOLA up to these alphas.
+        planar_game("tandem", tandem, 3.0, 3.0, symmetric=True, lr=0.1, alphas=(0.0, 0.1, 0.2, 0.3), extent=3.0),
+        planar_game(
+            "hamiltonian", hamiltonian, 1.0, 3.0, symmetric=False, lr=0.1, alphas=(0.0, 0.05, 0.1, 0.2, 0.5), extent=1.0
         ),
-        Game(
-            name="tandem",
-            n=1,
-            f=tandem,
-            init=lambda key: jax.random.uniform(key, (2, 1), minval=-3.0, maxval=3.0),
-            features=lambda x: x / 3,
-            symmetric=True,
-            labels=("x",),
-            lr=0.1,  # at which naive learning is stable, and most forms of LOLA up to these alphas
-            alphas=(0.0, 0.1, 0.2, 0.3),
-            extent=3.0,
-        ),
-        Game(
-            name="hamiltonian",
-            n=1,
-            f=hamiltonian,
-            init=lambda key: jax.random.uniform(key, (2, 1), minval=-1.0, maxval=1.0),
-            features=lambda x: x / 3,
-            symmetric=False,
-            labels=("x",),
-            lr=0.1,
-            alphas=(0.0, 0.05, 0.1, 0.2, 0.5),
-            extent=1.0,
-        ),
-        Game(
-            name="balduzzi",
-            n=1,
-            f=balduzzi,
-            init=lambda key: jax.random.uniform(key, (2, 1), minval=-1.0, maxval=1.0),
-            features=lambda x: x / 3,
-            symmetric=False,
-            labels=("x",),
-            lr=0.02,  # just too large for naive learning
-            alphas=(0.0, 0.01, 0.02, 0.05, 0.1),
-            extent=1.0,
+        # This step size is just too large for naive learning.
+        planar_game(
+            "balduzzi", balduzzi, 1.0, 3.0, symmetric=False, lr=0.02, alphas=(0.0, 0.01, 0.02, 0.05, 0.1), extent=1.0
         ),
         matrix_game("matching_pennies", (1, -1, -1, 1), (-1, 1, 1, -1), alphas=(0.0, 0.5, 1.0, 2.0, 5.0)),
         matrix_game("ultimatum", (5, 5, 8, 0), (5, 2, 5, 0), alphas=(0.0, 0.5, 1.0, 2.0, 5.0)),
@@ -332,3 +322,124 @@ GAMES: dict[str, Game] = {
         iterated_game("hawk_dove", (1, 0, 2, -1)),
     )
 }
+
+
+# What becomes of policies in a game. A learning rule is a field: `field(x, strengths)` is the direction in which both
+# players step, (2, n), and `strengths`, (2,), how far each looks ahead (alpha or gamma), 0 for naive learners.
+
+
+def follow(field, x: jax.Array, lr: float, steps: int) -> tuple[jax.Array, jax.Array]:
+    """Follow x(t + 1) = x(t) + lr field(x(t)). (2, n) -> the last x, (2, n), and those before it, (steps, 2, n)."""
+    return jax.lax.scan(lambda x, _: (x + lr * field(x), x), x, length=steps)
+
+
+def best_response(game: Game, x: jax.Array, agent: int, fresh: jax.Array, lr: float, steps: int) -> jax.Array:
+    """Player `agent` stands still in x while the other starts at its `fresh` policy and learns naively. (2, n)."""
+    x = jnp.asarray(x).at[1 - agent].set(fresh[1 - agent])
+    return follow(lambda x: simultaneous_gradient(game.f, x).at[agent].set(0.0), x, lr, steps)[0]
+
+
+def exact_best_response(game: Game, x: jax.Array, agent: int) -> jax.Array:
+    """The other player's best deterministic policy in an iterated game: no memory-one policy is better. (2, 5)."""
+    x = jnp.asarray(x)
+    policies = 30 * jnp.array(list(itertools.product((-1, 1), repeat=5)), x.dtype)  # (32, 5), log-odds
+    pairs = jax.vmap(x.at[1 - agent].set)(policies)
+    return pairs[jax.vmap(game.f)(pairs)[:, 1 - agent].argmax()]
+
+
+def planar_grid(game: Game) -> jax.Array:
+    """The surveyed area, [-10, 10]^2 in Fig. 2b: 29 x 29 joint policies, x_1 along the columns. (29, 29, 2)."""
+    line = jnp.arange(-14, 15) * game.extent / 14
+    return jnp.stack(jnp.meshgrid(line, line), -1)
+
+
+def survey(game: Game, field, lr: float, steps: int) -> dict[str, jax.Array]:
+    """Where the grid's points end if they follow `field(x)`, and the share that ends at x_1, x_2 > 0 (Fig. 2b)."""
+    grid = planar_grid(game).reshape(-1, 2, 1)
+    ends = jax.vmap(lambda x: follow(field, x, lr, steps)[0])(grid)  # (841, 2, 1)
+    return {
+        "endpoints": ends.reshape(29, 29, 2),
+        "basin_fraction": (ends > 0).all((1, 2)).mean(),
+        "final_returns": jax.vmap(game.f)(ends).mean(0),
+        "field": lr * jax.vmap(field)(grid).reshape(29, 29, 2),
+    }
+
+
+PLAYS = {  # beside self-play, by the array of the returns: a title, and who the other player is
+    "best_response": ("against a best response", "best response"),
+    "exact_best_response": ("against the exact best response", "exact best response"),
+    "versus_naive": ("with a naive learner", "naive learner"),
+}
+
+
+def evaluate_game(key, game: Game, field, strength, lr: float, steps: int, pairs: int) -> dict[str, jax.Array]:
+    """Agents of this strength in self-play, against a best response, and beside a naive learner (Fig. 3).
+
+    The agent is player 1, and its return and policy come first. Where the game is not symmetric it is player 2 as well,
+    in arrays with `_2` in their names, still first. Planar games are surveyed, too.
+
+    Args:
+      key: draws the policies that pairs start from.
+      field: the learning rule, `field(x, strengths)`, (2, n), (2,) -> (2, n).
+      strength: how far the agents look ahead, (); naive learners by 0.
+      lr: step size of all policies.
+      steps: how many steps they are followed for.
+      pairs: how many pairs of policies.
+
+    Returns:
+      Returns (pair, 2) as `self_play`, `best_response`, `exact_best_response` (iterated games), `versus_naive`; the
+      policies that got them, (pair, 2, n), as `policies` and by `POLICIES`; in planar games `trajectories`,
+      (pair, steps + 1, 2), and what `survey` returns.
+    """
+    agents = jnp.array([[True, True], [True, False], [False, True]])[: 2 if game.symmetric else 3]  # who is one
+
+    def one_pair(key):
+        start, fresh = map(game.init, jax.random.split(key))
+
+        def play(is_agent):  # (2,)
+            def directions(x):
+                naive = simultaneous_gradient(game.f, x)
+                return jnp.where(is_agent[:, None], field(x, strength * is_agent), naive)
+
+            return follow(directions, start, lr, steps)
+
+        (x, *beside_naive), (path, *_) = jax.vmap(play)(agents)  # one program: the field is compiled once
+        results = {"self_play": game.f(x), "policies": x}
+        for agent, shaped in enumerate(beside_naive):
+            ends = {"versus_naive": shaped, "best_response": best_response(game, x, agent, fresh, lr, steps)}
+            if game.iterated:
+                ends["exact_best_response"] = exact_best_response(game, x, agent)
+            seat, agent_first = "_2" * agent, slice(None, None, 1 - 2 * agent)
+            for name, end in ends.items():
+                results[name + seat] = game.f(end)[agent_first]
+                results[name.replace("best_", "") + "_policies" + seat] = end[agent_first]
+        if game.planar:
+            results["trajectories"] = jnp.concatenate([path, x[None]])[..., 0]
+        return results
+
+    results = jax.vmap(one_pair)(jax.random.split(key, pairs))
+    if game.planar:
+        both = jnp.stack([strength, strength])
+        results |= survey(game, lambda x: field(x, both), lr, steps)
+    return results
+
+
+def plays(results: dict, game: Game) -> list[list[tuple]]:
+    """What was played in the arrays of `evaluate_game`, with leading axes (sweep, seed): a list for each seat.
+
+    Of each play (title, agent, other, returns, mean, error): who plays, returns (sweep, seed, pair, 2), the agent's first,
+    and their mean and standard error over the policy pairs of all seeds, (sweep, 2) each.
+    """
+
+    def play(seat, title, other, returns):
+        pairs, agent = returns.reshape(len(returns), -1, 2), "agent" if game.symmetric else f"player {seat + 1}"
+        with np.errstate(all="ignore"):  # where policies diverged, and of a single pair
+            return title, agent, other, returns, pairs.mean(1), pairs.std(1) / np.sqrt(pairs.shape[1] - 1)
+
+    def row(seat):
+        yield play(seat, "self-play", "other agent", results["self_play"][..., :: 1 - 2 * seat])
+        for name, (title, other) in PLAYS.items():
+            if name + "_2" * seat in results:
+                yield play(seat, title, other, results[name + "_2" * seat])
+
+    return [list(row(seat)) for seat in range(1 if game.symmetric else 2)]

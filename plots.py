@@ -3,8 +3,8 @@
     python plots.py                    every figure that the runs allow, into figures/, and what makes the others
     python plots.py --figure fig3      one of them; --format pdf for papers
     python plots.py --table            the paper's claims, mostly of Section 5, beside our numbers
-    python plots.py --table ablations  what each technique of Section 4 is good for
     python plots.py --table games --out quick    every algorithm on every game, from runs with --out quick
+    python plots.py --report           all tables anew in results/paper/README.md, from the runs there alone
 
 Runs are looked for in results/ and then in results/paper/, where the repository keeps its own; figures and tables say
 which they are from. Tables take only runs of the very settings that they name. What is missing is named, with the
@@ -12,15 +12,16 @@ command that makes it.
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
+import re
 import shlex
-import typing
-import zipfile
-import zlib
+import sys
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import matplotlib
@@ -30,7 +31,7 @@ from matplotlib.figure import Figure
 from games import GAMES, simultaneous_gradient
 
 COLORS = {"naive": "tab:gray", "lola": "tab:orange", "hola": "tab:green", "cola": "tab:purple", "meva": "tab:blue"}
-TITLES = {"naive": "naive", "lola": "LOLA", "hola": "HOLA", "cola": "COLA", "meva": "MeVa"}
+TITLES = {"naive": "naive", "lola": "LOLA", "hola": "HOLA(2)", "cola": "COLA", "meva": "MeVa"}
 SYMBOLS = {"lola": r"$\alpha$", "hola": r"$\alpha$", "cola": r"$\alpha$", "meva": r"$\gamma$"}  # what is swept
 PLAYS = {  # what is played, and who the second player is
     "self_play": ("self-play", "other agent"),
@@ -44,115 +45,146 @@ LOGISTIC, IPD = GAMES["logistic"].f, GAMES["ipd"].f
 # The runs
 
 
-class Run(typing.NamedTuple):
-    """What a figure or a table needs: a script on a game, with flags."""
+class Run(NamedTuple):
+    """What a figure or a table needs: a script on a game with these settings, or a small run with whatever it has."""
 
     script: str
     game: str
-    flags: str = ""
+    settings: dict = {}
+    quick: bool = False
 
 
-SHORT = "--outer-steps 300 --num-seeds 3 --eval-gammas 0.9 0.95 0.99"  # 300 of the paper's 2000 outer loops
-GAMMAS = "--eval-gammas 0 0.5 0.8 0.85 0.9 0.91 0.92 0.95 0.99"
-ABLATIONS = {  # the name of the run, what figure and table say, and the switch
-    "all_techniques": ("all techniques", ""),
-    "no_exploration": ("no exploration", "--flip-prob 0"),
-    "no_target_network": ("no target network", "--target-inertia 0"),
-    "lambda_0": (r"$\lambda$ = 0", "--bootstrap 0"),
-    "lambda_1": (r"$\lambda$ = 1", "--bootstrap 1"),
-    "no_quantiles": ("no quantiles", "--quantiles 1"),
-    "fixed_gamma": (r"fixed $\gamma$ = .99", "--fixed-gamma 0.99"),
-    "form_v": ("form V", "--form V"),
+GAMMAS = dict(num_seeds=8, eval_gammas=(0, 0.5, 0.8, 0.85, 0.9, 0.91, 0.92, 0.95, 0.99))
+SHORT = dict(outer_steps=300, num_seeds=3, eval_gammas=(0.9, 0.95, 0.99))  # 300 of the paper's 2000 outer loops
+ABLATIONS = {  # the name of the run, what figure and table say, and what is changed
+    "all_techniques": ("all techniques", {}),
+    "no_exploration": ("no exploration", dict(flip_prob=0)),
+    "no_target_network": ("no target network", dict(target_inertia=0)),
+    "lambda_0": (r"$\lambda$ = 0", dict(bootstrap=0)),
+    "lambda_1": (r"$\lambda$ = 1", dict(bootstrap=1)),
+    "no_quantiles": ("no quantiles", dict(quantiles=1)),
+    "fixed_gamma": (r"fixed $\gamma$ = .99", dict(fixed_gamma=0.99)),
+    "form_v": ("form V", dict(form="V")),
 }
-RUNS = {
-    "naive_logistic": Run("naive", "logistic"),
-    "lola_logistic": Run("lola", "logistic"),
-    "hola_logistic": Run("hola", "logistic", "--order 2"),
-    "hola3_logistic": Run("hola", "logistic", "--order 3"),
-    "cola_logistic": Run("cola", "logistic", "--num-seeds 8"),
-    "meva_logistic": Run("meva", "logistic", f"--num-seeds 8 {GAMMAS}"),
-    "semi_gradient_logistic": Run("meva", "logistic", f"--semi-gradient --num-seeds 8 {GAMMAS}"),
-    "naive_ipd": Run("naive", "ipd", "--num-seeds 8"),
-    "lola_ipd": Run("lola", "ipd", "--num-seeds 8"),
-    "meva_ipd": Run("meva", "ipd", "--num-seeds 8"),
-} | {name: Run("meva", "ipd", f"{SHORT} {switch}".rstrip()) for name, (_, switch) in ABLATIONS.items()}
+EIGHT = dict(num_seeds=8)
+SETTINGS = {
+    "logistic": dict(naive={}, lola={}, hola=dict(order=2), cola=EIGHT, meva=GAMMAS),
+    "ipd": dict(naive=EIGHT, lola=EIGHT, hola=dict(order=2), cola=dict(num_seeds=2), meva=EIGHT),
+    "tandem": dict(naive={}, lola={}, hola=dict(order=2), cola=dict(num_seeds=2)),
+    "imp": dict(meva={}),
+}
+RUNS = {f"{script}_{game}": Run(script, game, those[script]) for game, those in SETTINGS.items() for script in those}
+RUNS["hola3_logistic"] = Run("hola", "logistic", dict(order=3))
+RUNS["semi_gradient_logistic"] = Run("meva", "logistic", dict(semi_gradient=True) | GAMMAS)
+RUNS |= {name: Run("meva", "ipd", SHORT | change) for name, (_, change) in ABLATIONS.items()}
+RUNS |= {f"games/{script}_{game}": Run(script, game, quick=True) for game in GAMES for script in TITLES}
+
+RETURNS = ("self_play", "best_response", "exact_best_response", "versus_naive")
+POLICIES = ("policies", "response_policies", "versus_naive_policies")
+SHAPES = {  # of the arrays that are read: S settings, N seeds, L outer loops, T steps and the start, n parameters
+    **dict.fromkeys(RETURNS, ("S", "N", None, 2)),
+    **dict.fromkeys(POLICIES, ("S", "N", None, 2, "n")),
+    **dict.fromkeys(("field", "values"), ("S", None, 29, 29, 2)),  # in results/paper/ of the first seed alone
+    **dict.fromkeys(("loss", "td_error"), ("N", "L")),
+    "sweep": ("S",),
+    "grid": (29, 29, 2),
+    "basin_fraction": ("S", "N"),
+    "endpoints": ("S", "N", 29, 29, 2),
+    "trajectories": ("S", None, None, "T", 2),
+    "self_play_curve": ("N", None),
+    "consistency": ("S", "N", None),
+    "hola_consistency": ("S", "N", 3, None),
+    "hola_cosine": ("S", "N", 4, None),
+}
 
 
 class Broken(Exception):
     """A file that is not the results of a run, or not of one that will do."""
 
 
-def folder_of(name: str, out: pathlib.Path) -> pathlib.Path:
-    """The --out of a run. One whose files would replace another's has a folder of its own."""
-    return out if name == "{}_{}".format(*RUNS[name]) else out / "results/variants" / name
+class Results(dict):
+    """The arrays of a run by name, its `config`, `path` and `source`. To ask for what is not there raises Broken."""
+
+    def __missing__(self, name):
+        raise Broken(f"{self['path']} has no {name}")
 
 
-def command(name: str, out: pathlib.Path = pathlib.Path(".")) -> str:
-    """The command that makes a run."""
-    script, game, flags = RUNS[name]
-    folder = folder_of(name, out)
-    words = "" if folder == pathlib.Path(".") else f"--out {shlex.quote(str(folder))}"
-    return " ".join(filter(None, [f"python {script}.py --game {game}", flags, words]))
+def flags(settings: dict) -> str:
+    """Settings as a command line has them."""
+    words = []
+    for name, value in settings.items():
+        values = value if isinstance(value, tuple) else (value,)
+        words += [f"--{name.replace('_', '-')}", *(str(value) for value in values if value is not True)]
+    return " ".join(words)
 
 
 def paths_of(name: str, out: pathlib.Path) -> list[pathlib.Path]:
     """Where a run's results may be: what its command writes, and the copy that is kept in results/paper/."""
-    script, game, _ = RUNS[name]
-    return [folder_of(name, out) / f"results/{script}_{game}.npz", out / f"results/paper/{name}.npz"]
+    script, game, _, quick = RUNS[name]
+    # A run whose files would replace another's has a folder of its own.
+    folder = out if quick or name == f"{script}_{game}" else out / "results/variants" / name
+    return [folder / f"results/{script}_{game}.npz", out / f"results/paper/{name}.npz"]
 
 
-def load(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The arrays of a run, its configuration as a dict. Raises Broken."""
+def command(name: str, out: pathlib.Path = pathlib.Path(".")) -> str:
+    """The command that makes a run."""
+    script, game, settings, quick = RUNS[name]
+    folder = paths_of(name, out)[0].parents[1]
+    words = [f"python {script}.py --game {game}", flags(settings)]
+    words += ["--quick"] * quick + [f"--out {shlex.quote(str(folder))}"] * (folder != pathlib.Path("."))
+    return " ".join(filter(None, words))
+
+
+def load(path: pathlib.Path, run: Run) -> Results:
+    """The results of this run, each array in the shape that it should have. Raises Broken."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            results = dict(file)
-        return results | {"config": json.loads(str(results["config"]))}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise Broken(f"{path} is not the results of a run ({error})") from None
+            config = json.loads(str(file["config"]))
+            arrays = {name: file[name] for name in file.files if name.removesuffix("_2") in SHAPES}
+        if config["game"] != run.game:
+            raise ValueError(f"it is one on {config['game']}")
+        sizes = dict(S=arrays["sweep"].size, N=config["num_seeds"], T=config["eval_steps"] + 1, n=GAMES[run.game].n)
+        sizes["L"] = config["outer_steps"] if run.script in ("cola", "meva") else None
+        for name, array in arrays.items():
+            shape = [sizes.get(size, size) for size in SHAPES[name.removesuffix("_2")]]
+            fits = array.ndim == len(shape) and all(size in (None, had) for size, had in zip(shape, array.shape))
+            if array.dtype.kind != "f" or not array.size or not fits:
+                raise ValueError(f"{name} has {array.dtype} {array.shape}, not floats {tuple(shape)}")
+    except Exception as error:  # a damaged file can raise nearly all there are
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Broken(f"{path} is not the results of a run on {run.game} ({reason})") from None
+    loops = f" of {config['outer_steps']} outer loops" if sizes["L"] else ""
+    source = f"small runs in {path.parent}" if run.quick else f"{path} ({config['num_seeds']} seeds{loops})"
+    return Results(arrays, config=config, path=path, source=source)
 
 
-def made_by(run: Run, results: dict) -> bool:
-    """Does the configuration of the results have what the flags of the run say?"""
+def find(names, out: pathlib.Path, exactly=False, own=True) -> tuple[dict[str, Results], str, list[str]]:
+    """The results of these runs by name, where they are from, and the names of those that are missing.
 
-    def number(word):
-        try:
-            return float(word)
-        except ValueError:
-            return word
-
-    flags = [words.split() for words in run.flags.split("--")[1:]]
-    config = results["config"]
-    had = [np.ravel(config.get(name.replace("-", "_"))).tolist() for name, *_ in flags]
-    return had == [[number(value) for value in values] or [True] for _, *values in flags]
-
-
-def find(names, out: pathlib.Path, exactly=False) -> tuple[dict[str, dict], list[str], list[str]]:
-    """The results of these runs by name, where each is from, and the commands of those that are missing.
-
-    With `exactly`, only those that were made with the flags of the run.
+    With `exactly`, only those that were made with the settings of the run; without `own`, only those in results/paper/.
     """
-    runs, sources = {}, []
+    runs = {}
     for name in names:
-        for path in filter(pathlib.Path.exists, paths_of(name, out)):
-            results = load(path)
-            if name not in runs and (made_by(RUNS[name], results) or not exactly):
+        settings = RUNS[name].settings if exactly else {}
+        for path in filter(pathlib.Path.exists, paths_of(name, out)[not own :]):
+            results = load(path, RUNS[name])
+            same = all(np.array_equal(results["config"].get(key), value) for key, value in settings.items())
+            if same and name not in runs:
                 runs[name] = results
-                settings = results["config"]
-                loops = f" of {settings['outer_steps']} outer loops" if "outer_steps" in settings else ""
-                sources.append(f"{path} ({settings['num_seeds']} seeds{loops})")
-    return runs, sources, [command(name, out) for name in names if name not in runs]
+    sources = dict.fromkeys(results["source"] for results in runs.values())  # each once
+    return runs, ", ".join(sources), [name for name in names if name not in runs]
 
 
-def nearest(results: dict, setting: float) -> int:
+def nearest(results: Results, setting: float) -> int:
     """The index of the setting nearest to this one in the sweep of a run."""
     return int(np.abs(results["sweep"] - setting).argmin())
 
 
-def at(results: dict, setting: float) -> int:
+def at(results: Results, setting: float) -> int:
     """The index of this very setting in the sweep of a run. Raises Broken."""
     i = nearest(results, setting)
     if not np.isclose(results["sweep"][i], setting, atol=1e-6):
-        raise Broken(f"a run has no setting {setting:g} in its sweep")
+        raise Broken(f"{results['path']} has no setting {setting:g} in its sweep")
     return i
 
 
@@ -160,12 +192,12 @@ def standard_error(samples: np.ndarray) -> float:
     return samples.std(ddof=1) / len(samples) ** 0.5 if len(samples) > 1 else np.nan
 
 
-def share_at_b(results: dict, setting: float) -> np.ndarray:
+def share_at_b(results: Results, setting: float) -> np.ndarray:
     """Share of the grid that ends with both coordinates above 0, B's quadrant, (seed,)."""
     return results["basin_fraction"][at(results, setting)]
 
 
-def mean_returns(results: dict, key: str, setting: float) -> np.ndarray:
+def mean_returns(results: Results, key: str, setting: float) -> np.ndarray:
     """Returns, the agent's first, means over policy pairs, (2, seed)."""
     return results[key][at(results, setting)].mean(1).T
 
@@ -182,27 +214,19 @@ STYLE = {
     "font.size": 7, "axes.titlesize": 7, "axes.linewidth": 0.6, "legend.fontsize": 6, "lines.linewidth": 1,
     "xtick.labelsize": 6, "ytick.labelsize": 6, "pdf.fonttype": 42,
 }  # fmt: skip
-PLANE = dict(aspect="equal", xlim=(-10, 10), ylim=(-10, 10), xticks=(-10, -5, 0, 5, 10), yticks=(-10, -5, 0, 5, 10))
+TICKS = (-10, -5, 0, 5, 10)
+PLANE = dict(aspect="equal", xlim=(-10, 10), ylim=(-10, 10), xticks=TICKS, yticks=TICKS, xlabel="$x_1$", ylabel="$x_2$")
 CELLS = dict(origin="lower", extent=(-290 / 28, 290 / 28) * 2)  # each grid point in the middle of its cell
 BAR = dict(shrink=0.8, pad=0.01)  # a color bar beside its panels
 LEVELS = np.arange(-5, 4.1, 0.5)  # of return
-ROWS = {  # of Fig. 2: a run, the name of its algorithm, and four settings
-    "lola_logistic": ("LOLA", (0, 1, 5, 10)),
-    "hola_logistic": ("HOLA(2)", (0, 1, 5, 10)),
-    "cola_logistic": ("COLA", (0, 1, 5, 10)),
-    "meva_logistic": ("MeVa", (0.8, 0.85, 0.9, 0.95)),
-}
+ROWS = dict.fromkeys(("lola_logistic", "hola_logistic", "cola_logistic"), (0, 1, 5, 10))  # of Fig. 2, and settings
+ROWS["meva_logistic"] = (0.8, 0.85, 0.9, 0.95)
 
 
-def script_of(name: str) -> str:
-    return RUNS[name].script
-
-
-def labelled(name: str, results: dict, i: int) -> str:
-    """A run and its i-th setting, for a title."""
-    script = script_of(name)
-    label = ROWS[name][0] if name in ROWS else TITLES[script]
-    return f"{label}, {SYMBOLS[script]} = {results['sweep'][i]:g}" if script in SYMBOLS else label
+def labelled(script: str, results: Results, i: int) -> str:
+    """An algorithm and its i-th setting."""
+    setting = f", {SYMBOLS[script]} = {results['sweep'][i]:g}" if script in SYMBOLS else ""
+    return TITLES[script] + setting
 
 
 def plane(figure: Figure, rows: int, columns: int, height: float):
@@ -211,10 +235,7 @@ def plane(figure: Figure, rows: int, columns: int, height: float):
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axis in axes.flat:
         axis.set(**PLANE)
-    for axis in axes[-1]:
-        axis.set_xlabel("$x_1$")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("$x_2$")
+        axis.label_outer()
     return axes
 
 
@@ -233,31 +254,25 @@ def draw_fig1(figure: Figure, runs: dict):
     figure.colorbar(image, ax=axes, label="return", ticks=range(-5, 5), **BAR)
 
 
-def fig2_panels(figure: Figure, runs: dict):
-    """The titled panels of Fig. 2, 4 algorithms x 4 settings: (axis, a run's name and results, the setting's index)."""
-    panels = []
-    for row, (name, (_, settings)) in zip(plane(figure, 4, 4, WIDTH + 0.2), ROWS.items()):
+def draw_fig2(figure: Figure, runs: dict, basins: bool):
+    """Four algorithms at four settings on the Logistic Game.
+
+    Trajectories from random policies of the first seed, each to the black point at its end (Fig. 2a), or the basins of
+    attraction (Fig. 2b): white ends with x_1, x_2 > 0, gray with some of the models.
+    """
+    for row, (name, settings) in zip(plane(figure, 4, 4, WIDTH + 0.2), ROWS.items()):
+        script, results = RUNS[name].script, runs[name]
         for axis, setting in zip(row, settings):
-            i = nearest(runs[name], setting)
-            axis.set_title(labelled(name, runs[name], i))
-            panels.append((axis, name, runs[name], i))
-    return panels
-
-
-def draw_fig2a(figure: Figure, runs: dict):
-    """Trajectories from random policies of the first seed, each to the black point at its end (Fig. 2a)."""
-    for axis, name, results, i in fig2_panels(figure, runs):
-        for path in results["trajectories"][i, 0]:  # (time, 2)
-            axis.plot(*path.T, color=COLORS[script_of(name)], linewidth=0.5)
-            axis.plot(*path[-1], "o", color="black", markersize=1.5)
-
-
-def draw_fig2b(figure: Figure, runs: dict):
-    """Basins of attraction (Fig. 2b): white ends with x_1, x_2 > 0, gray with some of the models."""
-    for axis, _, results, i in fig2_panels(figure, runs):
-        in_b = (results["endpoints"][i] > 0).all(-1).mean(0)  # (29, 29)
-        axis.imshow(in_b, cmap="gray", vmin=0, vmax=1, **CELLS)
-        axis.set(title=f"{axis.get_title()}: {in_b.mean():.1%}", **PLANE)
+            i = nearest(results, setting)
+            title = labelled(script, results, i)
+            if basins:
+                in_b = (results["endpoints"][i] > 0).all(-1).mean(0)  # (29, 29)
+                axis.imshow(in_b, cmap="gray", vmin=0, vmax=1, **CELLS)
+                title += f": {in_b.mean():.1%}"
+            for path in [] if basins else results["trajectories"][i, 0]:  # (time, 2)
+                axis.plot(*path.T, color=COLORS[script], linewidth=0.5)
+                axis.plot(*path[-1], "o", color="black", markersize=1.5)
+            axis.set_title(title)
 
 
 def draw_fig3(figure: Figure, runs: dict):
@@ -267,8 +282,8 @@ def draw_fig3(figure: Figure, runs: dict):
     """
     figure.set_size_inches(WIDTH, 4.2)
     axes = figure.subplots(2, 3, sharey=True)
-    for row, name in zip(axes, ("meva_ipd", "lola_ipd")):
-        results, script = runs[name], script_of(name)
+    for row, script in zip(axes, ("meva", "lola")):
+        results = runs[f"{script}_ipd"]
         ticks = np.arange(len(results["sweep"]))
         for axis, (key, (heading, other)) in zip(row, PLAYS.items()):
             pairs = results[key].reshape(len(ticks), -1, 2)
@@ -284,25 +299,19 @@ def draw_fig3(figure: Figure, runs: dict):
         row[0].set_ylabel("expected return per round")
 
 
-def draw_shares(axis, ticks: np.ndarray, results: dict, style: str, color: str, label: str):
-    """The share of the grid in B's quadrant at each setting: the mean, and every model as a point."""
-    shares = results["basin_fraction"]  # (S, seed)
-    axis.plot(ticks, shares, ".", markersize=2, color=color, alpha=0.6)
-    axis.plot(ticks, shares.mean(1), style, markersize=2.5, color=color, label=label)
-
-
 def draw_basins(figure: Figure, runs: dict):
-    """Share of the surveyed area in the basin of B, against alpha (left) or gamma (right), with every model a point."""
+    """Share of the surveyed area in the basin of B, against alpha (left) or gamma (right): means, and each model."""
     figure.set_size_inches(WIDTH / 2, 2.6)
     axis = figure.subplots()
-    *ahead, meva = ROWS
-    alphas = np.unique(np.concatenate([runs[name]["sweep"] for name in ahead]))
-    gammas = runs[meva]["sweep"]
+    alphas = np.unique(np.concatenate([runs[f"{script}_logistic"]["sweep"] for script in ("lola", "hola", "cola")]))
+    gammas = runs["meva_logistic"]["sweep"]
     at_gammas = len(alphas) + np.arange(len(gammas))
-    for name in ahead:
-        ticks = np.searchsorted(alphas, runs[name]["sweep"])
-        draw_shares(axis, ticks, runs[name], "o-", COLORS[script_of(name)], ROWS[name][0])
-    draw_shares(axis, at_gammas, runs[meva], "o-", COLORS["meva"], ROWS[meva][0])
+    for script in SYMBOLS:
+        results = runs[f"{script}_logistic"]
+        ticks = at_gammas if script == "meva" else np.searchsorted(alphas, results["sweep"])
+        shares = results["basin_fraction"]  # (S, seed)
+        axis.plot(ticks, shares, ".", markersize=2, color=COLORS[script], alpha=0.6)
+        axis.plot(ticks, shares.mean(1), "o-", markersize=2.5, color=COLORS[script], label=TITLES[script])
     naive = runs["naive_logistic"]["basin_fraction"].mean()
     axis.axhline(naive, color=COLORS["naive"], linestyle="--", label="naive", zorder=0)
     axis.axvline(len(alphas) - 0.5, color="black", linewidth=0.6)
@@ -322,19 +331,17 @@ def strategies(policies: np.ndarray) -> np.ndarray:
 def draw_policies(figure: Figure, runs: dict):
     """How often which of the 32 deterministic strategies meet, after rounding; tit-for-tat with itself is marked."""
     figure.set_size_inches(WIDTH, 4.6)
-    keys = dict(zip(("policies", "response_policies", "versus_naive_policies"), PLAYS.values()))
     axes = figure.subplots(2, 3, sharex=True, sharey=True)
-    for row, name, setting in zip(axes, ("meva_ipd", "lola_ipd"), (0.99, 10)):
-        results = runs[name]
+    for row, script, setting in zip(axes, ("meva", "lola"), (0.99, 10)):
+        results = runs[f"{script}_ipd"]
         i = nearest(results, setting)
-        for axis, (key, (heading, other)) in zip(row, keys.items()):
-            agent, opponent = np.moveaxis(strategies(results[key][i].reshape(-1, 2, 5)), -1, 0)
-            counts = np.zeros((32, 32))
-            np.add.at(counts, (opponent, agent), 1)
+        for axis, (key, (heading, other)) in zip(row, zip(POLICIES, PLAYS.values())):
+            agent, opponent = strategies(results[key][i]).reshape(-1, 2).T
+            counts, *_ = np.histogram2d(opponent, agent, np.arange(33))
             shares = np.where(counts, counts / counts.sum(), np.nan)
             image = axis.imshow(shares, origin="lower", cmap="plasma_r", norm="log", vmin=3e-4, vmax=1)
             axis.plot(19, 19, "s", markersize=6, markerfacecolor="none", markeredgecolor="red", markeredgewidth=0.7)
-            axis.set(title=f"{labelled(name, results, i)}\n{heading}", ylabel=other)
+            axis.set(title=f"{labelled(script, results, i)}\n{heading}", ylabel=other)
             axis.grid(linewidth=0.2)
     axes[0, 0].set_yticks(list(STRATEGIES), STRATEGIES.values())
     for axis in axes[-1]:
@@ -343,156 +350,142 @@ def draw_policies(figure: Figure, runs: dict):
     figure.colorbar(image, ax=axes, label="share of the policy pairs", **BAR)
 
 
-def draw_arrows(axis, results: dict, i: int, color: str):
-    """The directions of the first seed's steps on every other grid point."""
-    points, steps = results["grid"][::2, ::2], results["field"][i, 0, ::2, ::2]
-    length = np.linalg.norm(steps, axis=-1, keepdims=True)
-    directions = steps / np.where(length > 0, length, 1)
-    style = dict(pivot="mid", scale=20, width=0.006, headwidth=4)
-    axis.quiver(*np.moveaxis(points, -1, 0), *np.moveaxis(directions, -1, 0), color=color, **style)
+def draw_steps(figure: Figure, runs: dict, of_meva: bool):
+    """Where the first seed's policies go on the Logistic Game, arrows on every other grid point.
 
-
-def draw_landscape(figure: Figure, runs: dict):
-    """The learned meta-value of player 1 (normalised) on the Logistic Game, and where policies go, first seed."""
-    results = runs["meva_logistic"]
-    gammas = (0, 0.8, 0.9, 0.95, 0.99)
-    axes = plane(figure, 1, len(gammas), 1.6)[0]
-    for axis, gamma in zip(axes, gammas):
-        i = nearest(results, gamma)
-        x_1, x_2 = np.moveaxis(results["grid"], -1, 0)
-        image = axis.contourf(x_1, x_2, results["values"][i, 0, ..., 0], levels=LEVELS, extend="both")
-        draw_arrows(axis, results, i, "white")
-        axis.set_title(labelled("meva_logistic", results, i))
-    figure.colorbar(image, ax=axes, label=r"meta-value $\hat V_1$", ticks=range(-5, 5), **BAR)
-
-
-def draw_fields(figure: Figure, runs: dict):
-    """Where each algorithm goes from where, and how far, on the Logistic Game; first seed."""
-    settings = {"naive_logistic": 1} | {name: settings[2] for name, (_, settings) in ROWS.items()}
-    axes = plane(figure, 1, len(settings), 1.6)[0]
-    for axis, (name, setting) in zip(axes, settings.items()):
-        results, i = runs[name], nearest(runs[name], setting)
-        length = np.linalg.norm(results["field"][i, 0], axis=-1)
-        image = axis.imshow(np.maximum(length, 1e-12), norm="log", vmin=1e-3, vmax=10, cmap="Blues", **CELLS)
-        draw_arrows(axis, results, i, "black")
-        axis.set(title=labelled(name, results, i), **PLANE)
-    figure.colorbar(image, ax=axes, label="length of a step", **BAR)
+    Either by MeVa, over its learned meta-value of player 1 (normalised), or by each algorithm, over how far they go.
+    """
+    settings = [("naive", 1), ("lola", 5), ("hola", 5), ("cola", 5), ("meva", 0.9)]
+    if of_meva:
+        settings = [("meva", gamma) for gamma in (0, 0.8, 0.9, 0.95, 0.99)]
+    axes = plane(figure, 1, 5, 1.6)[0]
+    for axis, (script, setting) in zip(axes, settings):
+        results = runs[f"{script}_logistic"]
+        i = nearest(results, setting)
+        grid, steps = results["grid"], results["field"][i, 0]
+        length = np.linalg.norm(steps, axis=-1)
+        if of_meva:
+            image = axis.contourf(*grid.T, results["values"][i, 0, ..., 0].T, levels=LEVELS, extend="both")
+        else:
+            image = axis.imshow(np.maximum(length, 1e-12), norm="log", vmin=1e-3, vmax=10, cmap="Blues", **CELLS)
+        directions = steps / np.where(length > 0, length, 1)[..., None]
+        style = dict(pivot="mid", scale=20, width=0.006, headwidth=4, color="white" if of_meva else "black")
+        axis.quiver(*grid[::2, ::2].T, *directions[::2, ::2].T, **style)
+        axis.set_title(labelled(script, results, i))
+    words = dict(label=r"meta-value $\hat V_1$", ticks=range(-5, 5)) if of_meva else dict(label="length of a step")
+    figure.colorbar(image, ax=axes, **words, **BAR)
 
 
 def draw_ablations(figure: Figure, runs: dict):
     """The agent's returns on the IPD with one technique of Section 4 changed: models, mean and standard error."""
     figure.set_size_inches(WIDTH, 2.6)
-    axes = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.2))
+    *axes, right = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.2))
     rows = np.arange(len(ABLATIONS))[::-1]
     for axis, (key, (heading, _)) in zip(axes, PLAYS.items()):
-        agents = [results[key][nearest(results, 0.99)].mean(1)[:, 0] for results in map(runs.get, ABLATIONS)]  # (seed,)
+        agents = [runs[name][key][nearest(runs[name], 0.99)].mean(1)[:, 0] for name in ABLATIONS]  # (seed,) each
         for row, agent in zip(rows, agents):
             axis.plot(agent, np.full(len(agent), row), ".", color=COLORS["meva"], markersize=3, alpha=0.6)
             axis.errorbar(agent.mean(), row, xerr=standard_error(agent), fmt="|", color="black", capsize=2)
         axis.axvline(agents[0].mean(), color="gray", linewidth=0.5)
         axis.set(title=heading, xlabel="agent's return", xlim=(-2.05, -0.9))
         axis.set_yticks(rows, [label for label, _ in ABLATIONS.values()] if axis is axes[0] else [""] * len(rows))
-    both = ("meva_logistic", "both sides", "-", COLORS["meva"])
-    for name, label, style, color in (both, ("semi_gradient_logistic", "semi-gradient", "--", "black")):
-        ticks = np.arange(len(runs[name]["sweep"]))
-        draw_shares(axes[3], ticks, runs[name], style, color, label)
-        axes[3].set_xticks(ticks, [f"{gamma:g}" for gamma in runs[name]["sweep"]], rotation=60)
-    axes[3].set(title="Logistic Game, form V", xlabel=r"$\gamma$", ylabel="share that ends with $x_1, x_2 > 0$")
-    axes[3].set_ylim(0.3, 1.03)
-    axes[3].legend(loc="lower left")
+    styles = {"meva": ("both sides", "-", COLORS["meva"]), "semi_gradient": ("semi-gradient", "--", "black")}
+    for name, (label, style, color) in styles.items():
+        results = runs[f"{name}_logistic"]
+        ticks = np.arange(len(results["sweep"]))
+        right.plot(ticks, results["basin_fraction"], ".", markersize=2, color=color, alpha=0.6)
+        right.plot(ticks, results["basin_fraction"].mean(1), style, color=color, label=label)
+        right.set_xticks(ticks, [f"{gamma:g}" for gamma in results["sweep"]], rotation=60)
+    right.set(title="Logistic Game, form V", xlabel=r"$\gamma$", ylabel="share that ends with $x_1, x_2 > 0$")
+    right.set_ylim(0.3, 1.03)
+    right.legend(loc="lower left")
     loops, seeds = (runs["all_techniques"]["config"][key] for key in ("outer_steps", "num_seeds"))
     figure.suptitle(rf"IPD, $\gamma$ = .99: {loops} outer loops, {seeds} seeds", fontsize=7)
 
 
-# The tables, in Markdown
+def draw_games(figure: Figure, runs: dict):
+    """The training of MeVa and COLA on every game, small runs: returns, and errors in units of the game's payoffs."""
+    curves = {"MeVa: self-play": ("meva", "self_play_curve"), "MeVa: TD error": ("meva", "td_error"),
+              "COLA: loss": ("cola", "loss")}  # fmt: skip
+    bands = [list(GAMES)[i : i + 5] for i in range(0, len(GAMES), 5)]
+    figure.set_size_inches(WIDTH, 3 * len(bands))
+    for band, games in zip(figure.subfigures(len(bands), 1), bands):
+        axes = band.subplots(len(curves), 5)
+        for axis in axes[:, len(games) :].flat:
+            axis.remove()
+        for axis, label in zip(axes[:, 0], curves):
+            axis.set_ylabel(label)
+        for column, game in zip(axes.T, games):
+            column[0].set_title(game)
+            column[-1].set_xlabel("outer loops")
+            for axis, (script, key) in zip(column, curves.values()):
+                results = runs[f"games/{script}_{game}"]
+                curve = results[key]  # (seed, step)
+                loops = np.linspace(0, results["config"]["outer_steps"], curve.shape[1] + 1)[1:]
+                axis.plot(loops, curve.T, color=COLORS[script], linewidth=0.6)
+                if key == "self_play_curve":
+                    low, high = axis.get_ylim()
+                    center, half = (low + high) / 2, max((high - low) / 2, 0.05)  # rounding is not to look like noise
+                    axis.set_ylim(center - half, center + half)
+                else:
+                    axis.set_yscale("log")
+                axis.minorticks_off()
 
 
-def table_row(*cells) -> str:
-    return f"| {' | '.join(cells)} |"
+# The paper's claims
 
 
-def header(*cells) -> str:
-    return f"{table_row(*cells)}\n|{'---|' * len(cells)}"
+def spread(samples: np.ndarray, digits: int = 3) -> str:
+    """Mean and standard error of samples, (number,); of a single one there is no error."""
+    numbers = [samples.mean(), standard_error(samples)][: len(samples)]
+    return " ± ".join(f"{number:z.{digits}f}" if abs(number) < 1e3 else f"{number:.1e}" for number in numbers)
 
 
-def spread(samples: np.ndarray) -> str:
-    """Mean and standard error over seeds, (seed,)."""
-    return f"{samples.mean():.3f}" + f" ± {standard_error(samples):.3f}" * (len(samples) > 1)
+def pair(returns: np.ndarray, digits: int = 3) -> str:
+    """The agent's and the other's returns, (player, number)."""
+    lost = (~np.isfinite(returns)).any(0).sum()
+    return f"{lost} of {returns.shape[1]} diverged" if lost else " : ".join(spread(own, digits) for own in returns)
 
 
-def pair(results: dict, key: str, setting: float) -> str:
-    """The agent's and the other's returns."""
-    return " : ".join(map(spread, mean_returns(results, key, setting)))
+def listed(results: Results, key: str, settings) -> str:
+    return "; ".join(f"{pair(mean_returns(results, key, setting))} at {setting:g}" for setting in settings)
 
 
-def listed(results: dict, key: str, settings) -> str:
-    return "; ".join(f"{pair(results, key, setting)} at {setting:g}" for setting in settings)
+CLAIMS = []  # filled by `claims`, in the order of the text
 
 
-class Claim(typing.NamedTuple):
-    """A sentence of the paper that can be measured, mostly of Section 5, and how: on which runs, and what they say."""
-
-    section: str
-    statement: str
-    runs: tuple[str, ...]
-    measure: Callable[..., tuple[str, bool]]  # the results of each run -> numbers, holds
+def claims(*runs: str):
+    """Let a function of these runs' results yield claims: section, what the paper says, what we find, if that holds."""
+    return lambda measure: CLAIMS.append((runs, measure)) or measure
 
 
-CLAIMS = []  # filled by `claim`, in the order of the text
-
-
-def claim(section: str, statement: str, *runs: str):
-    """Make a claim of the function below it, which takes the results of these runs."""
-    return lambda measure: CLAIMS.append(Claim(section, statement, runs, measure)) or measure
-
-
-@claim("5.1", "two stable fixed points, A and B; the origin is a saddle point")
-def fixed_points():
+@claims()
+def the_games():
     gradient = partial(simultaneous_gradient, LOGISTIC)
     points = np.array([[[A], [A]], [[B], [B]], [[0], [0]]], np.float32)  # (point, 2, 1)
     length = np.linalg.norm(jax.vmap(gradient)(points), axis=(1, 2))
     rates = np.linalg.eigvals(np.asarray(jax.vmap(jax.jacobian(gradient))(points)).reshape(-1, 2, 2)).real
     words = "; ".join("{:.3f}, {:.3f}".format(*sorted(both)) for both in rates)
+    numbers = f"gradients there at most {length.max():.0e}, eigenvalues at A, B and 0: {words}"
     holds = length.max() < 1e-4 and rates[:2].max() < 0 and rates[2].min() < 0 < rates[2].max()
-    return f"gradients there at most {length.max():.0e}, eigenvalues at A, B and 0: {words}", holds
+    yield "5.1", "two stable fixed points, A and B; the origin is a saddle point", numbers, holds
 
-
-@claim("5.1", "both players prefer B, and cannot unilaterally go there")
-def unilateral():
     moves = np.linspace(-10, 10, 401, dtype=np.float32)  # of player 1
-    ends = {}
-    for name, other in (("A", A), ("B", B)):
-        values = returns_on(LOGISTIC, np.stack([moves, np.full_like(moves, other)], -1))[:, 0]
-        ends[name] = float(moves[values.argmax()]), values.max()
-    (to_a, at_a), (to_b, at_b) = ends.values()
+    values = [returns_on(LOGISTIC, np.stack([moves, np.full_like(moves, other)], -1))[:, 0] for other in (A, B)]
+    (to_a, at_a), (to_b, at_b) = ((moves[value.argmax()], value.max()) for value in values)
     numbers = f"the best reply to A is {to_a:.2f}, a return of {at_a:.2f}; to B {to_b:.2f}, a return of {at_b:.2f}"
-    return numbers, bool(abs(to_a - A) < 0.1 and abs(to_b - B) < 0.1 and at_a < at_b)
+    holds = abs(to_a - A) < 0.1 and abs(to_b - B) < 0.1 and at_a < at_b
+    yield "5.1", "both players prefer B, and cannot unilaterally go there", numbers, holds
+
+    bits = np.arange(32)[:, None] >> np.arange(5) & 1
+    sure = np.where(bits, 50, -50).astype(np.float32)  # all deterministic strategies
+    pairs = [np.stack([np.broadcast_to(agent, sure.shape), sure], 1) for agent in sure[[-1, 0]]]  # (32, 2, 5) each
+    agents = [returns[returns[:, 1].argmax(), 0] for returns in map(jax.vmap(IPD), pairs)]
+    statement = "who cooperates or defects unconditionally makes the best response defect, and gets -3 or -2"
+    yield "5.2", statement, "{:.3f} or {:.3f}".format(*agents), np.allclose(agents, (-3, -2), atol=1e-3)
 
 
-@claim(
-    "5.1", "naive learners (LOLA, HOLA(2) at alpha = 0) go to whichever is nearest; the basins meet at a diagonal",
-    "lola_logistic", "hola_logistic",
-)  # fmt: skip
-def nearest_solution(lola, hola):
-    def agreement(results):
-        ends = results["endpoints"][at(results, 0), 0]
-        side = results["grid"].sum(-1)  # x_1 + x_2
-        off = np.abs(side) > 1e-3  # the diagonal belongs to neither
-        return ((ends > 0).all(-1) == (side > 0))[off].mean()
-
-    numbers = agreement(lola), agreement(hola)
-    return "{:.1%} and {:.1%} of the points off the diagonal".format(*numbers), min(numbers) > 0.99
-
-
-@claim("5.1", "LOLA grows the basin of B, but only slightly, and increasing alpha does not help much", "lola_logistic")
-def lola_grows(lola):
-    before, *after, far = (share_at_b(lola, alpha).mean() for alpha in (0, 1, 2, 5, 10, 20))
-    middle = ", ".join(f"{value:.3f}" for value in after)
-    numbers = f"{before:.3f} at alpha = 0; {middle} at 1, 2, 5, 10; {far:.3f} at 20"
-    return numbers, before < min(after) and max(after) < before + 0.1 and max(after) - min(after) < 0.05
-
-
-def regions(results: dict, setting: float) -> tuple[float, float]:
+def regions(results: Results, setting: float) -> tuple[float, float]:
     """Share that ends in B's quadrant of the points beyond 8, and of those within 4 of the origin, mean over seeds."""
     in_b = (results["endpoints"][at(results, setting)] > 0).all(-1).mean(0)  # (29, 29)
     edge = np.abs(results["grid"]).max(-1) > 8
@@ -500,75 +493,67 @@ def regions(results: dict, setting: float) -> tuple[float, float]:
     return in_b[edge].mean(), in_b[origin].mean()
 
 
-@claim("5.1", "HOLA(2) grows the basin of B around the edges", "hola_logistic")
-def hola_edges(hola):
-    before, *after = (regions(hola, alpha)[0] for alpha in (0, 1, 2, 5, 10))
-    numbers = f"beyond 8: {before:.3f} at alpha = 0, {', '.join(f'{value:.3f}' for value in after)} at 1, 2, 5, 10"
-    return numbers, min(after) > before + 0.02
+@claims("lola_logistic", "hola_logistic")
+def look_ahead(lola, hola):
+    side = lola["grid"].sum(-1)  # x_1 + x_2
+    off = np.abs(side) > 1e-3  # the diagonal belongs to neither
+    starts = [(results["endpoints"][at(results, 0), 0] > 0).all(-1)[off] == (side > 0)[off] for results in (lola, hola)]
+    numbers = "{:.1%} and {:.1%} of the points off the diagonal".format(*map(np.mean, starts))
+    statement = "naive learners (LOLA, HOLA(2) at alpha = 0) go to whichever is nearest; the basins meet at a diagonal"
+    yield "5.1", statement, numbers, min(map(np.mean, starts)) > 0.99
 
+    shares = before, *after, far = [share_at_b(lola, alpha).mean() for alpha in (0, 1, 2, 5, 10, 20)]
+    numbers = "{:.3f} at alpha = 0; {:.3f}, {:.3f}, {:.3f}, {:.3f} at 1, 2, 5, 10; {:.3f} at 20".format(*shares)
+    holds = before < min(after) and max(after) < before + 0.1 and max(after) - min(after) < 0.05
+    yield "5.1", "LOLA grows the basin of B, but only slightly, and increasing alpha does not help much", numbers, holds
 
-@claim("5.1", "but suffers from instabilities around the origin", "hola_logistic", "lola_logistic")
-def hola_origin(hola, lola):
-    near = np.linalg.norm(hola["grid"], axis=-1) < 4
+    shares = before, *after = [regions(hola, alpha)[0] for alpha in (0, 1, 2, 5, 10)]
+    numbers = "beyond 8: {:.3f} at alpha = 0, {:.3f}, {:.3f}, {:.3f}, {:.3f} at 1, 2, 5, 10".format(*shares)
+    yield "5.1", "HOLA(2) grows the basin of B around the edges", numbers, min(after) > before + 0.02
 
     def lost(results, where):  # share that comes to rest neither at A nor at B
         ends = results["endpoints"][at(results, 10), 0][where]
         return 1 - ((np.abs(ends - A) < 0.5).all(-1) | (np.abs(ends - B) < 0.5).all(-1)).mean()
 
+    near = np.linalg.norm(hola["grid"], axis=-1) < 4
     shares = lost(hola, near), lost(hola, ~near), lost(lola, near)
     numbers = "alpha = 10: {:.1%} of the points within 4 of the origin come to neither A nor B, {:.1%} of the others; "
-    return (numbers + "{:.1%} with LOLA").format(*shares), shares[0] > 0.1 > 0.05 > max(shares[1:])
+    numbers = (numbers + "{:.1%} with LOLA").format(*shares)
+    yield "5.1", "but suffers from instabilities around the origin", numbers, shares[0] > 0.1 > 0.05 > max(shares[1:])
 
 
-@claim("5.1", "HOLA(3) is significantly worse than HOLA(2)", "hola_logistic", "hola3_logistic")
-def hola_third(hola, third):
+@claims("hola_logistic", "hola3_logistic")
+def third_order(hola, third):
     pairs = [(share_at_b(third, alpha).mean(), share_at_b(hola, alpha).mean()) for alpha in (1, 2, 5, 10)]
-    numbers = ", ".join("{:.3f} : {:.3f}".format(*shares) for shares in pairs)
-    return f"{numbers} at alpha = 1, 2, 5, 10", all(worse < better - 0.05 for worse, better in pairs[2:])
+    numbers = ", ".join("{:.3f} : {:.3f}".format(*shares) for shares in pairs) + " at alpha = 1, 2, 5, 10"
+    holds = all(worse < better - 0.05 for worse, better in pairs[2:])
+    yield "5.1", "HOLA(3) is significantly worse than HOLA(2)", numbers, holds
 
 
-@claim(
-    "5.1", "COLA makes significant improvements around the edges and around the origin",
-    "cola_logistic", "naive_logistic", "hola_logistic",
-)  # fmt: skip
-def cola_regions(cola, naive, hola):
+@claims("cola_logistic", "naive_logistic", "hola_logistic")
+def consistent(cola, naive, hola):
     best = np.max([regions(hola, alpha) for alpha in (1, 2, 5, 10)], 0)
     ours, before = regions(cola, 10), regions(naive, 1)
-    triples = [f"{words} {a:.3f} (naive {b:.3f}, HOLA(2) at best {c:.3f})"
-               for words, a, b, c in zip(("beyond 8", "within 4 of the origin"), ours, before, best)]  # fmt: skip
+    places = zip(("beyond 8", "within 4 of the origin"), ours, before, best)
+    words = ", ".join("{} {:.3f} (naive {:.3f}, HOLA(2) at best {:.3f})".format(*place) for place in places)
+    numbers = f"alpha = 10: {words}; everywhere {spread(share_at_b(cola, 10))}"
     holds = min(np.subtract(ours, before)) > 0.05 and ours[1] > best[1]
-    return f"alpha = 10: {', '.join(triples)}; everywhere {spread(share_at_b(cola, 10))}", holds
+    yield "5.1", "COLA makes significant improvements around the edges and around the origin", numbers, holds
 
 
-@claim("5.1", "at gamma > .9 MeVa converges to B from anywhere in the surveyed area", "meva_logistic")
-def meva_everywhere(meva):
+@claims("meva_logistic")
+def meta_values(meva):
     above = [gamma for gamma in meva["sweep"] if gamma > 0.9 + 1e-6]
-    numbers = ", ".join(f"{spread(share_at_b(meva, gamma))} at {gamma:g}" for gamma in above)
-    whole = sum((share_at_b(meva, gamma) == 1).all() for gamma in above)
-    end = np.median(meva["endpoints"][at(meva, 0.95)])
-    return f"{numbers} (median end at .95: {end:.2f}, B is {B:.2f})", 0 < whole == len(above)
+    words = ", ".join(f"{spread(share_at_b(meva, gamma))} at {gamma:g}" for gamma in above)
+    numbers = f"{words} (median end at .95: {np.median(meva['endpoints'][at(meva, 0.95)]):.2f}, B is {B:.2f})"
+    holds = 0 < sum((share_at_b(meva, gamma) == 1).all() for gamma in above) == len(above)
+    yield "5.1", "at gamma > .9 MeVa converges to B from anywhere in the surveyed area", numbers, holds
 
-
-@claim("5.1", "by increasing gamma the basin of B becomes arbitrarily large", "meva_logistic")
-def meva_grows(meva):
     mean = meva["basin_fraction"].mean(1)
     numbers = ", ".join(f"{value:.3f} at {gamma:g}" for value, gamma in zip(mean, meva["sweep"]))
-    return numbers, mean[-1] > 0.99 and np.diff(mean).min() > -0.01
+    holds = mean[-1] > 0.99 and (np.diff(mean) > -0.01).all()
+    yield "5.1", "by increasing gamma the basin of B becomes arbitrarily large", numbers, holds
 
-
-@claim(
-    "1", "MeVa is the only one to find the Pareto-efficient solution regardless of initialisation",
-    *ROWS,
-)  # fmt: skip
-def only_meva(lola, hola, cola, meva):
-    best = [results["basin_fraction"].mean(1).max() for results in (lola, hola, cola)]
-    numbers = "at best LOLA {:.3f}, HOLA(2) {:.3f}, COLA {:.3f}".format(*best)
-    ours = share_at_b(meva, 0.99)
-    return f"{numbers}; MeVa {spread(ours)} at gamma = .99", max(best) < 1 and ours.min() == 1
-
-
-@claim("5.1", "even close to A it is worth moving in a direction that immediately decreases f", "meva_logistic")
-def near_a(meva):
     paths = meva["trajectories"][at(meva, 0.95)].reshape(-1, *meva["trajectories"].shape[-2:])  # (path, time, 2)
     paths = paths[np.linalg.norm(paths[:, 0] - A, axis=-1) < 3]
     own = np.asarray(jax.vmap(partial(simultaneous_gradient, LOGISTIC))(paths[:, 0, :, None]))[..., 0]
@@ -577,298 +562,297 @@ def near_a(meva):
     dip, gain = value[:, 0] - value.min(1), value[:, -1] - value[:, 0]
     numbers = f"gamma = .95: in {against.sum()} of {len(paths)} paths from within 3 of A a player first steps against "
     numbers += f"its own gradient; returns fall by {dip.mean():.2f} on the way and end {gain.mean():.2f} higher"
-    return numbers, bool(against.mean() > 0.5 and dip.min() > 0 and gain.min() > 3)
+    holds = against.mean() > 0.5 and (dip > 0).all() and (gain > 3).all()
+    yield "5.1", "even close to A it is worth moving in a direction that immediately decreases f", numbers, holds
 
 
-@claim("5.2", "naive learning fails to find tit-for-tat, and defects", "naive_ipd")
+@claims(*ROWS)
+def only_meva(lola, hola, cola, meva):
+    best = [results["basin_fraction"].mean(1).max() for results in (lola, hola, cola)]
+    ours = share_at_b(meva, 0.99)
+    numbers = "at best LOLA {:.3f}, HOLA(2) {:.3f}, COLA {:.3f}; MeVa {} at gamma = .99".format(*best, spread(ours))
+    holds = max(best) < 1 and ours.min() == 1
+    yield "1", "MeVa is the only one to find the Pareto-efficient solution regardless of initialisation", numbers, holds
+
+
+@claims("naive_ipd")
 def naive_fails(naive):
     value = naive["self_play"][0].mean(1)[:, 0]
-    return spread(value), value.mean() < -1.9
+    yield "5.2", "naive learning fails to find tit-for-tat, and defects", spread(value), value.mean() < -1.9
 
 
-@claim("5.2", "MeVa at low gamma: mostly defective strategies that approach -2", "meva_ipd")
-def low_gamma(meva):
-    value = mean_returns(meva, "self_play", 0)[0]
-    return f"{spread(value)} at gamma = 0", abs(value.mean() + 2) < 0.05
-
-
-@claim("5.2", "as gamma increases cooperation becomes more prevalent, with returns approaching -1", "meva_ipd")
-def cooperation_grows(meva):
+@claims("meva_ipd")
+def cooperation(meva):
     means = {gamma: mean_returns(meva, "self_play", gamma)[0] for gamma in (0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999)}
+    numbers, holds = f"{spread(means[0])} at gamma = 0", abs(means[0].mean() + 2) < 0.05
+    yield "5.2", "MeVa at low gamma: mostly defective strategies that approach -2", numbers, holds
+
     numbers = ", ".join(f"{spread(value)} at {gamma:g}" for gamma, value in means.items())
     rises = np.diff([value.mean() for value in means.values()])
-    return numbers, rises.min() > -0.05 and means[0.99].mean() > -1.1
+    holds = rises.min() > -0.05 and means[0.99].mean() > -1.1
+    yield "5.2", "as gamma increases cooperation becomes more prevalent, with returns approaching -1", numbers, holds
 
+    statements = "instead the best response to MeVa is to cooperate", "(the same, against the exact best response)"
+    for statement, key in zip(statements, ("best_response", "exact_best_response")):
+        agent, response = mean_returns(meva, key, 0.99).mean(-1)
+        yield "5.2", statement, listed(meva, key, (0.9, 0.95, 0.99)), agent > -1.2 and abs(response + 1) < 0.15
 
-@claim("5.2", "who cooperates or defects unconditionally makes the best response defect, and gets -3 or -2")
-def unconditional():
-    bits = np.arange(32)[:, None] >> np.arange(5) & 1
-    sure = np.where(bits, 50, -50).astype(np.float32)  # all deterministic strategies
-    agents = []
-    for agent in (np.full(5, 50, np.float32), np.full(5, -50, np.float32)):
-        pairs = np.stack([np.broadcast_to(agent, sure.shape), sure], 1)  # (32, 2, 5)
-        returns = np.asarray(jax.vmap(IPD)(pairs))
-        agents.append(returns[returns[:, 1].argmax(), 0])
-    return "{:.3f} or {:.3f}".format(*agents), np.allclose(agents, (-3, -2), atol=1e-3)
-
-
-@claim("5.2", "instead the best response to MeVa is to cooperate", "meva_ipd")
-def unexploitable(meva):
-    agent, response = mean_returns(meva, "best_response", 0.99).mean(-1)
-    return listed(meva, "best_response", (0.9, 0.95, 0.99)), agent > -1.2 and abs(response + 1) < 0.15
-
-
-@claim("", "(the same, against the exact best response)", "meva_ipd")
-def unexploitable_exactly(meva):
-    agent, response = mean_returns(meva, "exact_best_response", 0.99).mean(-1)
-    return listed(meva, "exact_best_response", (0.9, 0.95, 0.99)), agent > -1.2 and abs(response + 1) < 0.15
-
-
-@claim("5.2", "MeVa shapes naive opponents into exploitable cooperation as gamma goes to 1", "meva_ipd")
-def shaping(meva):
     gammas = (0.9, 0.95, 0.99, 0.999)
     before = mean_returns(meva, "versus_naive", 0)[1].mean()
     means = [mean_returns(meva, "versus_naive", gamma).mean(1) for gamma in gammas]
-    return listed(meva, "versus_naive", (0, *gammas)), all(agent > other > before + 0.1 for agent, other in means)
+    numbers = listed(meva, "versus_naive", (0, *gammas))
+    holds = all(agent > other > before + 0.1 for agent, other in means)
+    yield "5.2", "MeVa shapes naive opponents into exploitable cooperation as gamma goes to 1", numbers, holds
 
-
-@claim("5", "MeVa does not simply cooperate unconditionally but learns to play tit-for-tat", "meva_ipd")
-def tit_for_tat(meva):
-    def found(gamma):  # of all policies in self-play, (seed,)
-        return (strategies(meva["policies"][at(meva, gamma)]) == 19).mean((1, 2))
-
+    chosen = {gamma: strategies(meva["policies"][at(meva, gamma)]) for gamma in (0.9, 0.95, 0.99)}  # (seed, pair, 2)
+    found = {gamma: (numbers == 19).mean((1, 2)) for gamma, numbers in chosen.items()}
     policies = meva["policies"][at(meva, 0.99)].astype(float)  # (seed, pair, 2, 5)
     cooperate = (1 / (1 + np.exp(-policies))).mean((1, 2)).T
     states = ", ".join(f"{spread(value)} {state}" for state, value in zip(("first", "DD", "CD", "DC", "CC"), cooperate))
-    numbers = ", ".join(f"{spread(found(gamma))} at {gamma:g}" for gamma in (0.9, 0.95, 0.99))
-    return f"share of policies nearest to it: {numbers}; P(C) at .99: {states}", found(0.99).mean() > 0.5
+    shares = ", ".join(f"{spread(share)} at {gamma:g}" for gamma, share in found.items())
+    numbers = f"share of policies nearest to it: {shares}; P(C) at .99: {states}"
+    holds = found[0.99].mean() > 0.5
+    yield "5", "MeVa does not simply cooperate unconditionally but learns to play tit-for-tat", numbers, holds
 
 
-@claim("5.2", "LOLA exhibits qualitatively the same results", "lola_ipd")
+def far_ahead(results: Results, settings) -> tuple[str, np.ndarray]:
+    """The agent's returns in self-play and against a best response: in words, and means over seeds, (play, setting)."""
+    agents = {key: [mean_returns(results, key, setting)[0] for setting in settings] for key in list(PLAYS)[:2]}
+    words = "; ".join(f"{PLAYS[key][0]} {', '.join(map(spread, values))}" for key, values in agents.items())
+    return words, np.mean(list(agents.values()), -1)
+
+
+@claims("lola_ipd")
 def lola_alike(lola):
-    numbers = "; ".join(f"{words} {pair(lola, key, 10)}" for key, (words, _) in PLAYS.items())
-    held = [mean_returns(lola, key, 10)[0].mean() > -1.2 for key in ("self_play", "best_response")]
-    agent, other = mean_returns(lola, "versus_naive", 10).mean(-1)
-    return f"alpha = 10: {numbers}", all(held) and agent > other
+    returns = [mean_returns(lola, key, 10) for key in PLAYS]  # (2, seed) each
+    numbers = "alpha = 10: " + "; ".join(f"{words} {pair(both)}" for (words, _), both in zip(PLAYS.values(), returns))
+    (own, _), (against_best, _), (agent, other) = np.mean(returns, -1)
+    holds = min(own, against_best) > -1.2 and agent > other
+    yield "5.2", "LOLA exhibits qualitatively the same results", numbers, holds
+
+    words, means = far_ahead(lola, (10, 20, 30, 50, 100))
+    numbers, holds = f"{words} at alpha = 10, 20, 30, 50, 100", (means[:, :1] > means[:, 1:] + 0.02).all()
+    yield "5.2", "but its alpha can only be increased so far before results deteriorate", numbers, holds
 
 
-@claim("5.2", "but its alpha can only be increased so far before results deteriorate", "lola_ipd")
-def lola_deteriorates(lola):
-    alphas = (10, 20, 30, 50, 100)
-    cells = {key: [mean_returns(lola, key, alpha)[0] for alpha in alphas] for key in ("self_play", "best_response")}
-    numbers = "; ".join(f"{PLAYS[key][0]} {', '.join(map(spread, values))}" for key, values in cells.items())
-    holds = [values[0].mean() > max(value.mean() for value in values[1:]) + 0.02 for values in cells.values()]
-    return f"{numbers} at alpha = {', '.join(map(str, alphas))}", all(holds)
-
-
-@claim("5.2", "MeVa retains the desirable features and is easier to extend farther into the future", "meva_ipd")
+@claims("meva_ipd")
 def meva_far(meva):
-    gammas = (0.99, 0.995, 0.999)
-    cells = {key: [mean_returns(meva, key, gamma)[0] for gamma in gammas] for key in ("self_play", "best_response")}
-    numbers = "; ".join(f"{PLAYS[key][0]} {', '.join(map(spread, values))}" for key, values in cells.items())
-    holds = all(value.mean() > -1.2 for values in cells.values() for value in values)
-    return f"{numbers} at gamma = {', '.join(map(str, gammas))}", holds
+    words, means = far_ahead(meva, (0.99, 0.995, 0.999))
+    numbers, holds = f"{words} at gamma = 0.99, 0.995, 0.999", (means > -1.2).all()
+    yield "5.2", "MeVa retains the desirable features and is easier to extend farther into the future", numbers, holds
 
 
-def print_claims(out: pathlib.Path) -> list[str]:
-    """The paper's claims beside our numbers. Returns the commands of missing runs."""
-    runs, sources, missing = find(dict.fromkeys(name for claim in CLAIMS for name in claim.runs), out, exactly=True)
-    lines = [f"From {', '.join(sources)}; ± standard errors over seeds.\n"]
-    lines += [header("Sec.", "the paper", "here", "holds", "runs")]
-    for claim in CLAIMS:
-        if runs.keys() >= set(claim.runs):
-            numbers, holds = claim.measure(*(runs[name] for name in claim.runs))
-            names = ", ".join(f"`{name}`" for name in claim.runs)
-            lines.append(table_row(claim.section, claim.statement, numbers, "yes" if holds else "**no**", names))
-    lines += ["", header("run", "command"), *(table_row(f"`{name}`", f"`{command(name)}`") for name in runs)]
-    print("\n".join(lines))
-    return missing
+# The tables, in Markdown, from those of their runs that are there
 
 
-def print_ablations(out: pathlib.Path) -> list[str]:
-    """Returns with one technique changed, and the Logistic Game's basins. Returns the commands of missing runs."""
-    logistic = {"meva_logistic": "both sides of Eq. 7", "semi_gradient_logistic": "semi-gradient"}
-    runs, sources, missing = find([*ABLATIONS, *logistic], out, exactly=True)
-    lines = [f"From {', '.join(sources)}; ± standard errors over seeds.\n"]
-    lines += [f"The IPD at gamma = .99, `python meva.py --game ipd {SHORT}` and a switch:\n"]
-    lines += [header("", "self-play", "agent : best response", "agent : naive learner", "switch")]
+def table(heading, rows) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def table_of_claims(runs: dict[str, Results]) -> str:
+    """The paper's claims beside our numbers, and the commands of the runs."""
+    rows = []
+    for names, measure in CLAIMS:
+        if runs.keys() >= set(names):
+            files = ", ".join(f"`{name}`" for name in names)
+            for section, statement, numbers, holds in measure(*map(runs.get, names)):
+                rows.append((section, statement, numbers, "yes" if holds else "**no**", files))
+    commands = table(("run", "command"), [(f"`{name}`", f"`{command(name)}`") for name in runs])
+    return table(("Sec.", "the paper", "here", "holds", "runs"), rows) + "\n\n" + commands
+
+
+def table_of_ablations(runs: dict[str, Results]) -> str:
+    """Returns with one technique of Section 4 changed, and the Logistic Game's basins."""
+    rows = []
     for name in filter(runs.get, ABLATIONS):
-        cells = [spread(mean_returns(runs[name], "self_play", 0.99)[0])]
-        cells += [pair(runs[name], key, 0.99) for key in ("best_response", "versus_naive")]
-        label, switch = ABLATIONS[name]
-        lines.append(table_row(label, *cells, f"`{switch}`" if switch else ""))
-    lines += ["\nThe Logistic Game, the share of the grid that ends with x_1, x_2 > 0:\n"]
-    gammas = GAMMAS.split()[1:]
-    lines += [header("gamma", *gammas)]
-    for name in filter(runs.get, logistic):
-        lines.append(table_row(logistic[name], *(spread(share_at_b(runs[name], float(gamma))) for gamma in gammas)))
-    print("\n".join(lines))
-    return missing
+        label, change = ABLATIONS[name]
+        own, *others = [mean_returns(runs[name], key, 0.99) for key in PLAYS]
+        rows.append((label, pair(own[:1]), *map(pair, others), f"`{flags(change)}`" if change else ""))
+    returns = table(("", "self-play", "agent : best response", "agent : naive learner", "switch"), rows)
+    sides = {"meva_logistic": "both sides of Eq. 7", "semi_gradient_logistic": "semi-gradient"}
+    rows = [(sides[name], *map(spread, runs[name]["basin_fraction"])) for name in filter(runs.get, sides)]
+    shares = table(("gamma", *map(str, GAMMAS["eval_gammas"])), rows)
+    heading = f"The IPD at gamma = .99, `python meva.py --game ipd {flags(SHORT)}` and a switch:"
+    return "\n\n".join([heading, returns, "The Logistic Game, the share that ends with x_1, x_2 > 0:", shares])
 
 
-# Every algorithm on every game, from small runs
-
-HEADINGS = {  # what is played, and whose returns stand beside the colon
-    "self_play": "In self-play, player 1 : player 2",
-    "best_response": "The agent : its best response, which learned while the agent stood still",
-    "versus_naive": "The agent : a naive learner, which learned beside it",
-}
+def cell(results: Results, key: str, i: int, digits: int = 3) -> str:
+    """Returns over the policy pairs of all seeds, the agent's first; by seats, where the game is not symmetric."""
+    names = [key] + [f"{key}_2"] * (f"{key}_2" in results)
+    return "<br>".join(pair(results[name][i].reshape(-1, 2).T, digits) for name in names)
 
 
-def find_games(out: pathlib.Path, algorithms) -> tuple[dict[tuple[str, str], dict], list[str]]:
-    """The results of these algorithms on every game, where they are, and the commands that make the others."""
-    paths = {(game, algorithm): out / f"results/{algorithm}_{game}.npz" for game in GAMES for algorithm in algorithms}
-    runs = {key: load(path) for key, path in paths.items() if path.exists()}
-    folder = shlex.quote(str(out))
-    lines = [f"python {key[1]}.py --game {key[0]} --quick --out {folder}" for key in paths if key not in runs]
-    return runs, lines
+def table_of_returns(runs: dict[str, Results]) -> str:
+    """The Iterated Prisoner's Dilemma in numbers, and MeVa at full settings on iterated matching pennies."""
+    settings = {"naive_ipd": (2,), "lola_ipd": (2, 5, 10, 30, 100), "hola_ipd": (5, 10, 30, 100),
+                "cola_ipd": (1, 2, 5, 10), "meva_ipd": (0, 0.5, 0.9, 0.95, 0.99), "meva_imp": (0.99,)}  # fmt: skip
+    rows = []
+    for name, results in runs.items():
+        for i in (at(results, setting) for setting in settings[name]):
+            own = pair(results["self_play"][i].reshape(-1, 2).T[:1])
+            cells = [cell(results, key, i) for key in RETURNS[1:]]
+            rows.append((f"`{RUNS[name].game}`", labelled(RUNS[name].script, results, i), own, *cells))
+    others = [f"agent : {other}" for other in ("best response", "exact best response", "naive learner")]
+    return table(("", "", "self-play", *others), rows)
 
 
-def shown(number: float) -> str:
-    return f"{round(number, 2) + 0:.2f}" if abs(number) < 1e3 else f"{number:.1e}"  # + 0: no negative zero
+def table_of_consistency(runs: dict[str, Results]) -> str:
+    """COLA's consistency loss on held-out policies of the Logistic Game, that of HOLA(n), and cosines of the two."""
+    rows = []
+    for results in runs.values():
+        for i, alpha in enumerate(results["sweep"]):
+            losses = [results["consistency"][i].mean(), *results["hola_consistency"][i].mean((0, 2))]
+            cosines = results["hola_cosine"][i].mean((0, 2))
+            rows.append((f"{alpha:g}", *(f"{loss:.2g}" for loss in losses), *(f"{cosine:.3f}" for cosine in cosines)))
+    return table(("alpha", "COLA", "HOLA(0)", "LOLA", "HOLA(2)", *(f"cosine to HOLA({n})" for n in range(4))), rows)
 
 
-def cell(algorithm: str, results: dict, key: str) -> str:
-    """Means and standard errors of the returns over all policy pairs of all seeds, the agent's first; by seats.
+def tandem_rest(script: str, alpha: float) -> float:
+    """Where s = x_1 + x_2 comes to rest on Tandem: each row of HOLA(n)'s gradient is slope s + offset."""
+    slope, offset = -2.0, 2.0  # of naive learning
+    for _ in range({"lola": 1, "hola": 2}.get(script, 0)):
+        slope, offset = -2 * (1 + alpha * slope) ** 2, 2 - 2 * alpha * offset * (1 + alpha * slope)
+    if script == "cola":  # what the line above leaves as it is
+        slope = (np.sqrt(1 + 8 * alpha) - 4 * alpha - 1) / (4 * alpha**2)
+        offset = 2 / (1 + 2 * alpha * (1 + alpha * slope))
+    return -offset / slope
+
+
+def table_of_tandem(runs: dict[str, Results]) -> str:
+    """Where Tandem comes to rest from those points of the grid that end in the surveyed area."""
+    rows = []
+    for name, results in runs.items():
+        script, game, *_ = RUNS[name]
+        for i in np.flatnonzero(results["sweep"]):
+            alpha, ends = float(results["sweep"][i]), results["endpoints"][i]
+            sums = ends[(np.abs(ends) <= GAMES[game].extent).all(-1)].sum(-1)
+            measured = f"{sums.min(initial=np.inf):.4f} to {sums.max(initial=-np.inf):.4f}"
+            setting = f"{alpha:g}" if script in SYMBOLS else "-"
+            rows.append((TITLES[script], setting, f"{tandem_rest(script, alpha):.4f}", measured))
+    return table(("algorithm", "alpha", "s in theory", "s measured"), rows)
+
+
+def table_of_games(runs: dict[str, Results]) -> str:
+    """Every algorithm on every game, from small runs, in three plays.
 
     At gamma = .99 or what is nearest, or at the largest look-ahead up to 10 of the sweep, if any.
     """
-    sweep = results["sweep"]
-    i = nearest(results, 0.99) if algorithm == "meva" else int(np.where(sweep <= 10, sweep, -1).argmax())
-    seats = []
-    for seat in ("", "_2"):
-        if key + seat in results:
-            samples = results[key + seat][i].reshape(-1, 2)
-            lost = ~np.isfinite(samples).all(1)
-            if lost.any():
-                seats.append(f"{lost.sum()} of {len(lost)} pairs diverged")
-                continue
-            numbers = zip(samples.mean(0), map(standard_error, samples.T))
-            seats.append(" : ".join(f"{shown(mean)} ± {shown(error)}" for mean, error in numbers))
-    return "<br>".join(seats)
-
-
-def print_games(out: pathlib.Path) -> list[str]:
-    """Game x algorithm: returns in three plays. Returns the commands of missing runs."""
-    runs, missing = find_games(out, TITLES)
-    print("LOLA, HOLA and COLA at the largest look-ahead up to 10 of each run, MeVa at gamma = .99; ± standard errors "
-          "over policy pairs.")  # fmt: skip
-    for key, heading in HEADINGS.items():
-        print(f"\n{heading}:\n\n{header('', *TITLES.values())}")
-        for game in GAMES:
-            cells = [cell(name, runs[game, name], key) if (game, name) in runs else "" for name in TITLES]
-            print(table_row(f"`{game}`", *cells))
-    return missing
-
-
-def draw_games(figure: Figure, runs: dict[tuple[str, str], dict]):
-    """The training of MeVa and COLA on every game: returns, and errors in units of the game's own payoffs."""
-    curves = {("meva", "self_play_curve"): "MeVa: self-play", ("meva", "td_error"): "MeVa: TD error",
-              ("cola", "loss"): "COLA: loss"}  # fmt: skip
-    columns = 5
-    bands = [list(GAMES)[i : i + columns] for i in range(0, len(GAMES), columns)]
-    figure.set_size_inches(WIDTH, 3 * len(bands))
-    for band, names in zip(figure.subfigures(len(bands), 1), bands):
-        axes = band.subplots(len(curves), columns)
-        for row, ((algorithm, key), label) in zip(axes, curves.items()):
-            row[0].set_ylabel(label)
-            for axis, game in zip(row, names):
-                results = runs[game, algorithm]
-                curve = results[key]  # (seed, step)
-                loops = np.linspace(0, results["config"]["outer_steps"], curve.shape[1] + 1)[1:]
-                axis.plot(loops, curve.T, color=COLORS[algorithm], linewidth=0.6)
-                if key == "self_play_curve":
-                    middle, half = (curve.max() + curve.min()) / 2, max(np.ptp(curve) * 0.55, 0.05)
-                    axis.set_ylim(middle - half, middle + half)  # rounding is not to look like noise
-                else:
-                    axis.set_yscale("log")
-                axis.minorticks_off()
-            for axis in row[len(names) :]:
-                axis.remove()
-        for axis, game in zip(axes[0], names):
-            axis.set_title(game)
-        for axis in axes[-1, : len(names)]:
-            axis.set_xlabel("outer loops")
+    tables = []
+    for key, (heading, other) in PLAYS.items():
+        rows = {game: [f"`{game}`"] for game in GAMES}
+        for game, script in itertools.product(GAMES, TITLES):
+            results = runs.get(f"games/{script}_{game}")
+            if results:
+                sweep = results["sweep"]
+                i = nearest(results, 0.99) if script == "meva" else int(np.where(sweep <= 10, sweep, -1).argmax())
+            rows[game].append(cell(results, key, i, digits=2) if results else "")
+        words = f"{heading.capitalize()}, agent : {other}:"
+        tables += [words, table(("", *TITLES.values()), rows.values())]
+    return "\n\n".join(tables)
 
 
 # The command line
 
-FIGURES = {  # how each is drawn, and from which runs; `games` from small runs of its own
+FIGURES = {  # how each is drawn, and from which runs
     "fig1": (draw_fig1, ()),
-    "fig2a": (draw_fig2a, tuple(ROWS)),
-    "fig2b": (draw_fig2b, tuple(ROWS)),
+    "fig2a": (partial(draw_fig2, basins=False), ROWS),
+    "fig2b": (partial(draw_fig2, basins=True), ROWS),
     "fig3": (draw_fig3, ("meva_ipd", "lola_ipd")),
     "basins": (draw_basins, ("naive_logistic", *ROWS)),
     "policies": (draw_policies, ("meva_ipd", "lola_ipd")),
-    "landscape": (draw_landscape, ("meva_logistic",)),
-    "fields": (draw_fields, ("naive_logistic", *ROWS)),
+    "landscape": (partial(draw_steps, of_meva=True), ("meva_logistic",)),
+    "fields": (partial(draw_steps, of_meva=False), ("naive_logistic", *ROWS)),
     "ablations": (draw_ablations, (*ABLATIONS, "meva_logistic", "semi_gradient_logistic")),
-    "games": (draw_games, ()),
+    "games": (draw_games, [name for name, run in RUNS.items() if run.quick and run.script in ("cola", "meva")]),
 }
-TABLES = {"paper": print_claims, "ablations": print_ablations, "games": print_games}
+TABLES = {
+    "paper": (table_of_claims, dict.fromkeys(name for names, _ in CLAIMS for name in names)),
+    "ablations": (table_of_ablations, (*ABLATIONS, "meva_logistic", "semi_gradient_logistic")),
+    "returns": (table_of_returns, ("naive_ipd", "lola_ipd", "hola_ipd", "cola_ipd", "meva_ipd", "meva_imp")),
+    "consistency": (table_of_consistency, ("cola_logistic",)),
+    "tandem": (table_of_tandem, ("naive_tandem", "lola_tandem", "hola_tandem", "cola_tandem")),
+    "games": (table_of_games, [name for name, run in RUNS.items() if run.quick]),
+}
+
+
+def write(path: pathlib.Path, save: Callable):
+    """Write a file by `save(file)`, beside its name, where no other process does, and move it into place."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            save(file)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def draw_figure(name: str, out: pathlib.Path, extension: str) -> list[str]:
-    """Draw a figure if its runs are there. Returns the commands that make those that are missing."""
+    """Draw a figure if its runs are there. Returns the names of those that are missing."""
     draw, names = FIGURES[name]
-    if name == "games":
-        (runs, missing), sources = find_games(out, ("cola", "meva")), [str(out / "results")]
-    else:
-        runs, sources, missing = find(names, out)
-    if missing:
-        return missing
-    path = out / f"figures/{name}.{extension}"
-    part = path.with_name(path.name + ".part")  # written beside its name and moved into place: never half written
-    try:
+    runs, sources, missing = find(names, out)
+    if not missing:
+        path = out / f"figures/{name}.{extension}"
         path.parent.mkdir(exist_ok=True)
         with matplotlib.rc_context(STYLE):
             figure = Figure(layout="constrained")
             draw(figure, runs)
-            figure.savefig(part, format=extension, dpi=200)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    print(f"wrote {path}" + f", from {', '.join(sources)}" * bool(sources))
-    return []
+            write(path, partial(figure.savefig, format=extension, dpi=200))
+        print(f"wrote {path}" + f", from {sources}" * bool(sources))
+    return missing
+
+
+def report(text: str, out: pathlib.Path) -> tuple[str, list[str]]:
+    """The text with its tables made anew, from results/paper/ alone, and the names of the runs that are missing there."""
+    lacking = []
+    for name, (make, names) in TABLES.items():
+        runs, _, missing = find(names, out, exactly=True, own=False)
+        before, after = f"<!-- table {name} -->\n", "\n<!-- end -->"
+        text = re.sub(f"{before}.*?{after}", lambda _: f"{before}\n{make(runs)}\n{after}", text, flags=re.DOTALL)
+        lacking += missing
+    return text, lacking
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    names = ", ".join(FIGURES)
-    parser.add_argument("--figure", choices=FIGURES, metavar="NAME", help=f"one of {names} (default: all)")
-    parser.add_argument("--format", choices=("png", "pdf"), help="of figures (default: png)")
+    layout = dict(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, **layout)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--figure", choices=FIGURES, metavar="NAME", help=f"one of {', '.join(FIGURES)} (default: all)")
     tables = dict(choices=TABLES, nargs="?", const="paper", metavar="NAME")
-    parser.add_argument("--table", **tables, help=f"print a table instead: {', '.join(TABLES)} (default: paper)")
+    what.add_argument("--table", **tables, help=f"print a table instead: {', '.join(TABLES)} (default: paper)")
+    what.add_argument("--report", action="store_true", help="write the tables into results/paper/README.md instead")
+    parser.add_argument("--format", choices=("png", "pdf"), help="of figures (default: png)")
     parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ are (default: .)")
     args = parser.parse_args(argv)
-
-    def refuse(message):
-        parser.exit(2, f"{parser.prog}: error: argument {message}\n")
-
-    if args.table and (args.figure or args.format):
-        refuse("--table: takes neither --figure nor --format beside it")
+    if args.format and (args.table or args.report):
+        parser.error("argument --format: takes figures, no tables")
     if not args.out.is_dir():
-        refuse(f"--out: takes a folder that is there, not {args.out}")
+        parser.error(f"argument --out: takes a folder that is there, not {args.out}")
     try:
         if args.table:
-            missing = {args.table: TABLES[args.table](args.out)}
+            make, names = TABLES[args.table]
+            runs, sources, lacking = find(names, args.out, exactly=True)
+            print(f"From {sources or 'no run'}; ± standard errors.\n\n{make(runs)}")
+            missing = {args.table: lacking}
+        elif args.report:
+            path = args.out / "results/paper/README.md"
+            text, lacking = report(path.read_text(), args.out)
+            write(path, lambda file: file.write(text.encode()))
+            print(f"wrote {path}")
+            missing = {"the report": lacking}
         else:
             asked = [args.figure] if args.figure else FIGURES
             missing = {name: draw_figure(name, args.out, args.format or "png") for name in asked}
-    except Broken as error:
-        refuse(f"--out: takes a folder with whole results ({error})")
-    except KeyError as error:
-        refuse(f"--out: takes a folder with whole results (a run lacks {error})")
-    except OSError as error:
-        refuse(f"--out: takes a folder that can be written, not {args.out} ({error.strerror})")
-    if not args.figure and len(missing.get("games", ())) > 1 and not args.table:
-        print(f"missing for games: {len(missing.pop('games'))} small runs; --figure games names them")
-    for line in dict.fromkeys(line for lines in missing.values() for line in lines):  # each once
-        waiting = ", ".join(name for name, lines in missing.items() if line in lines)
-        print(f"missing for {waiting}: {line}")
-    if (args.figure or args.table) and any(missing.values()):
+    except (Broken, OSError) as error:
+        parser.exit(2, f"{parser.prog}: error: argument --out: takes a folder with whole results ({error})\n")
+    lacking = dict.fromkeys(sum(missing.values(), []))  # each once
+    small = [name for name in lacking if RUNS[name].quick and not (args.figure or args.table)]
+    if small:
+        print(f"missing for games: {len(small)} small runs; --{'table' if args.report else 'figure'} games names them")
+    for name in [name for name in lacking if name not in small]:
+        waiting = ", ".join(what for what, names in missing.items() if name in names)
+        print(f"missing for {waiting}: {command(name, args.out)}")
+    if lacking and (args.figure or args.table or args.report):
         parser.exit(1)
 
 
