@@ -26,10 +26,10 @@ is, and writes results/cola_GAME.npz and figures/cola_GAME.png.
 """
 
 import dataclasses
-import datetime
 import inspect
 import itertools
 import json
+import math
 import os
 import pathlib
 import re
@@ -46,8 +46,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental.multihost_utils import process_allgather
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 
 from games import GAMES, Game, evaluate_game, make_game, planar_grid, plays
@@ -74,7 +73,7 @@ class Config:
     hidden: Count = 64  # width of the model (App. D)
     blocks: Annotated[int, 1, 1000] = 2  # residual blocks in each of the model's two MLPs (App. D, E)
     share_params: Switch = True  # one parameter set for both players, theta_1 = theta_2 (App. D)
-    alpha_max: Annotated[float, 1e-30, 1e30] = 10.0  # train for alpha ~ U[0, alpha_max] (App. D); evaluate at shares of it
+    alpha_max: Annotated[float, 1e-30, 1e30] = 10.0  # train for alpha ~ U[0, alpha_max] (App. D), and evaluate there
     outer_steps: Count = 10000  # steps of training, best a multiple of 500
     batch_size: Count = 128  # joint policies in a step
     semi_gradient: Switch = False  # hold the right side of the equation constant (the paper does not say)
@@ -159,12 +158,9 @@ def model_init(key: jax.Array, game: Game, config: Config) -> Model | tuple[Mode
 
     def one(key):
         key_embed, key_combine, key_readout = jax.random.split(key, 3)
-        return Model(
-            embed=mlp_init(key_embed, game.n + 1, config.hidden, config.blocks),
-            combine=mlp_init(key_combine, 2 * config.hidden, config.hidden, config.blocks),
-            readout=linear_init(key_readout, config.hidden, game.n),
-            alpha_max=config.alpha_max,
-        )
+        embed = mlp_init(key_embed, game.n + 1, config.hidden, config.blocks)
+        combine = mlp_init(key_combine, 2 * config.hidden, config.hidden, config.blocks)
+        return Model(embed, combine, linear_init(key_readout, config.hidden, game.n), config.alpha_max)
 
     return one(key) if config.share_params else tuple(map(one, jax.random.split(key)))
 
@@ -183,15 +179,10 @@ def model_gradient(params, game: Game, own: jax.Array, other: jax.Array, alpha: 
 
 
 def cola_gradient(params, game: Game, x: jax.Array, alpha: jax.Array) -> jax.Array:
-    """COLA's update direction, the model g(x; theta) of App. B.
+    """COLA's update direction, the model g(x; theta) of App. B, in units of return per unit of policy parameter.
 
-    Args:
-      params: a `Model`, or a pair of them where the players share none.
-      x: joint policy, (2, n).
-      alpha: look-ahead step of both players, (), in [0, alpha_max].
-
-    Returns:
-      (2, n), in units of return per unit of policy parameter.
+    `params` is a `Model`, or a pair of them where the players share none; x, (2, n); `alpha`, () in [0, alpha_max], is
+    the look-ahead step of both players. Returns (2, n).
     """
     x = jnp.asarray(x)
     chex.assert_shape(x, (2, game.n))
@@ -214,16 +205,9 @@ def both_sides(params, game: Game, x: jax.Array, alpha: jax.Array) -> tuple[jax.
 
 
 def consistency_loss(params, game: Game, x: jax.Array, alpha: jax.Array, semi_gradient: bool = False) -> jax.Array:
-    """The squared distance between the two sides of COLA's equation at one joint policy (App. B, Eq. 4).
+    """The squared distance between the two sides of COLA's equation at one joint policy (App. B, Eq. 4), ().
 
-    Args:
-      params: a `Model`, or a pair of them where the players share none.
-      x: joint policy, (2, n).
-      alpha: look-ahead step of both players, ().
-      semi_gradient: hold the right side constant.
-
-    Returns:
-      (), in squared units of the gradient.
+    The arguments are those of `cola_gradient`; `semi_gradient` holds the right side constant.
     """
     left, right = both_sides(params, game, x, alpha)
     if semi_gradient:
@@ -284,50 +268,11 @@ def train_chunk(key: jax.Array, state: TrainState, game: Game, config: Config):
 def train(key: jax.Array, game: Game, config: Config):
     """Train one model: a pure function, to be jitted (game and config static) and mapped over keys as one likes.
 
-    Returns:
-      params: a `Model`, or a pair of them where the players share none.
-      metrics: `loss` and `gradient_norm`, (outer_steps,).
+    Returns the parameters, a `Model` or a pair of them, and `loss` and `gradient_norm` of all steps, (outer_steps,).
     """
-    state, metrics = jax.lax.scan(
-        lambda state, _: train_chunk(key, state, game, config),
-        train_init(key, game, config),
-        length=config.outer_steps // chunk_length(config),
-    )
+    chunks, state = config.outer_steps // chunk_length(config), train_init(key, game, config)
+    state, metrics = jax.lax.scan(lambda state, _: train_chunk(key, state, game, config), state, length=chunks)
     return state.params, jax.tree.map(jnp.ravel, metrics)
-
-
-# --- shared: hola ---
-def hola_gradient(f, x: jax.Array, alpha, order: int) -> jax.Array:
-    """HOLA(n)'s update direction (App. B): row i is the derivative by x_i, j the other, of
-
-        f_i(x_i, x_j + alpha g_j(x)),    with g = hola_gradient(f, x, alpha, order - 1), the naive gradient at order 0
-
-    Args:
-      f: differentiable game, (2, n) -> (2,).
-      x: joint policy, (2, n).
-      alpha: look-ahead step, (), or one for each player, (2,): i's at every level of row i.
-      order: the n of HOLA(n). 0 is naive learning, 1 exact LOLA.
-
-    Returns:
-      (2, n), in units of return per unit of policy parameter.
-    """
-    x = jnp.asarray(x)
-    chex.assert_shape(x, (2, None))
-    alpha = jnp.broadcast_to(jnp.asarray(alpha, x.dtype), 2)
-
-    def gradient(i, x, alpha, order):  # player i's row alone, (n,): nothing is computed that is not needed
-        def surrogate(own):
-            joint = x.at[i].set(own)
-            if order > 0:
-                joint = joint.at[1 - i].add(alpha * gradient(1 - i, joint, alpha, order - 1))
-            return f(joint)[i]
-
-        return jax.grad(surrogate)(x[i])
-
-    return jnp.stack([gradient(i, x, alpha[i], order) for i in (0, 1)])
-
-
-# --- end shared ---
 
 
 def evaluate_consistency(key: jax.Array, params, game: Game, alpha: jax.Array) -> dict[str, jax.Array]:
@@ -335,9 +280,19 @@ def evaluate_consistency(key: jax.Array, params, game: Game, alpha: jax.Array) -
 
     HOLA(n)'s own distance from consistency, put in for g in COLA's equation, is that from HOLA(n) to HOLA(n + 1).
     """
+
+    def hola_row(i, x, order):  # player i's gradient by HOLA(n), App. B
+        def surrogate(own):
+            joint = x.at[i].set(own)
+            if order > 0:
+                joint = joint.at[1 - i].add(alpha * hola_row(1 - i, joint, order - 1))
+            return game.f(joint)[i]
+
+        return jax.grad(surrogate)(x[i])
+
     xs = jax.vmap(game.init)(jax.random.split(key, HELD_OUT))
     cola = jax.vmap(lambda x: cola_gradient(params, game, x, alpha))(xs)  # (point, 2, n)
-    hola = [jax.vmap(lambda x: hola_gradient(game.f, x, alpha, order))(xs) for order in ORDERS]
+    hola = [jax.vmap(lambda x: jnp.stack([hola_row(i, x, order) for i in (0, 1)]))(xs) for order in ORDERS]
 
     def dot(one, two):
         return (one * two).sum((1, 2))  # (point,)
@@ -370,11 +325,8 @@ def loop_flops(params, config: Config) -> int:
     the right side takes one back to x. By theta, each of these products has two in the backward pass (with a constant
     right side those of the left alone), and the embedding's two more: it is one's own as well as the other's.
     """
-    models = params if isinstance(params, tuple) else (params,)
-    whole, embedding = (
-        sum(leaf.size for leaf in jax.tree.leaves(part) if leaf.ndim == 3)  # (seed, inputs, outputs)
-        for part in (models, [model.embed for model in models])
-    )
+    embedding = [model.embed for model in jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, Model))]
+    whole, embedding = (sum(x.size for x in jax.tree.leaves(tree) if x.ndim == 3) for tree in (params, embedding))
     return 4 * config.batch_size * ((4 if config.semi_gradient else 6) * whole + 2 * embedding)
 
 
@@ -382,17 +334,18 @@ def draw_consistency(figure, results: dict, config: Config):
     """Training, consistency on held-out policies beside HOLA(n)'s, and how alike COLA's and HOLA(n)'s gradients are."""
     left, middle, right = figure.subplots(1, 3)
     steps = np.linspace(0, config.outer_steps, results["loss"].shape[1] + 1)[1:]
-    left.plot(steps, results["loss"].T, color=COLOR, linewidth=0.5, alpha=0.6)  # a line for each seed
+    left.plot(steps, results["loss"].T, color=COLOR, linewidth=0.5)  # a line for each seed
     left.set(xlabel="steps", ylabel="consistency loss", yscale="log")
-    sweep, hola_consistency = results["sweep"], results["hola_consistency"].mean((1, 3))  # (sweep, order)
+    sweep, hola = results["sweep"], results["hola_consistency"].mean((1, 3))  # (sweep, order)
     middle.plot(sweep, results["consistency"].mean(2), color=COLOR, linewidth=0.5)
     middle.plot(sweep, results["consistency"].mean((1, 2)), "o-", color=COLOR, label="COLA")
-    shown = np.where(hola_consistency > 0, hola_consistency, np.nan)  # at alpha = 0 all of HOLA is consistent
-    for order, style in zip(ORDERS, ("o-", "o--", "o-.", "o:")):
-        label, color = f"HOLA({order})", "tab:green"
-        middle.plot(sweep, shown[:, order : order + 1], style, color=color, label=label if order < len(ORDERS) - 1 else None)
-        right.plot(sweep, results["hola_cosine"][:, :, order].mean((1, 2)), style, color=color, label=label)
-    limit = 1e3 * hola_consistency[:, 0].max()  # where HOLA(n) explodes it leaves the picture
+    cosine = results["hola_cosine"].mean((1, 3))
+    for order, style in zip(ORDERS, ("-", "--", "-.", ":")):
+        line = dict(linestyle=style, color="tab:green", marker=".", label=f"HOLA({order})")
+        right.plot(sweep, cosine[:, order], **line)
+        if order in ORDERS[:-1]:  # at alpha = 0 all of HOLA is consistent
+            middle.plot(sweep, np.where(hola > 0, hola, np.nan)[:, order], **line)
+    limit = 1e3 * hola[:, 0].max()  # where HOLA(n) explodes it leaves the picture
     middle.set(xlabel=SYMBOL, ylabel="consistency loss, held out", yscale="log", ylim=(None, limit or None))
     right.set(xlabel=SYMBOL, ylabel="cosine of COLA to HOLA")
     middle.legend()
@@ -413,36 +366,50 @@ def print_consistency(results: dict):
 def main(argv=None):
     config, game, args = parse(argv, **SWITCHES)
     mesh, seeds = share_seeds(config, args)
-    device = f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
-    described = json.dumps(dataclasses.asdict(config) | {"run_on": {"jax": jax.__version__, "device": device}})
-    print(described, flush=True)
+    sys.stdout = open(os.devnull, "w") if jax.process_index() > 0 else sys.stdout  # process 0 prints and writes
+    run_on = f"jax {jax.__version__} on {jax.device_count()} x {jax.devices()[0].device_kind}"
+    print(described := json.dumps(dataclasses.asdict(config) | {"run_on": run_on}), flush=True)
+    init = over_seeds(lambda key, _: train_init(key, game, config), mesh)
+    chunk = over_seeds(lambda key, _, state: train_chunk(key, state, game, config), mesh)
+    final = over_seeds(lambda _, key, params: evaluate(key, params, game, config), mesh)
 
-    def key(seed, use):  # 0: to train with, 1: to evaluate with
-        return jax.random.split(jax.random.key(seed))[use]
+    path, state, begin = args.results.with_suffix(".checkpoint.npz"), init(seeds), time.perf_counter()
 
-    init = over_seeds(lambda seed: train_init(key(seed, 0), game, config), mesh)
-    chunk = over_seeds(lambda seed, state: train_chunk(key(seed, 0), state, game, config), mesh)
-    final = over_seeds(lambda seed, params: evaluate(key(seed, 1), params, game, config), mesh)
+    def save(state, curves):  # all that is needed to go on
+        arrays = flatten("state", state) | flatten("curves", curves) | {"config": described}
+        if jax.process_index() == 0:
+            write(path, partial(np.savez_compressed, **arrays))
 
-    path, begin = args.results.with_suffix(".checkpoint.npz"), time.perf_counter()
-    state, curves = start(path, init(seeds), chunk, seeds, config, args)
-    first, flops = int(gather(state.step)[0]), loop_flops(state.params, config)
+    metrics = jax.eval_shape(chunk, seeds, state)[1]
+    curves = {name: np.zeros((config.num_seeds, 0), metric.dtype) for name, metric in metrics.items()}
+    if args.resume and path.exists():
+        state, curves = load_checkpoint(path, state, metrics, config, args)
+    first, length, flops = int(gather(state.step)[0]), chunk_length(config), loop_flops(state.params, config)
+    save(gather(state), curves)
     chunk = chunk.lower(seeds, state).compile()
     print(f"compiled in {time.perf_counter() - begin:.1f} s; checkpoints in {path}, for --resume", flush=True)
     begin = time.perf_counter()
-    for done in range(first + chunk_length(config), config.outer_steps + 1, chunk_length(config)):
+    for done in range(first + length, config.outer_steps + 1, length):
         state, metrics = chunk(seeds, state)
-        curves = save_checkpoint(path, state, curves, metrics, done, config)
+        whole, new = gather((state, metrics))
+        finite = np.isfinite(new["loss"] + new["gradient_norm"]).all(0)  # (step,)
+        if not (finite.all() and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(whole))):
+            step = done - length + 1 + np.append(finite[:-1], False).argmin()
+            sys.exit(f"{NAME}.py: training diverged at step {step}; {path} has the state after {done - length}")
+        curves = {name: np.concatenate([curves[name], new[name]], 1) for name in curves}
+        save(whole, curves)
         rate = (done - first) / (time.perf_counter() - begin)
-        left = datetime.timedelta(seconds=round((config.outer_steps - done) / rate))
         shown = "  ".join(f"{name} {curve[:, -1].mean():.4g}" for name, curve in curves.items())
-        speed = f"{rate:.3g} steps/s  {rate * flops / 1e9:.3g} GFLOP/s"
-        print(f"{done:6d} / {config.outer_steps}  {shown}  {speed}  {left} left", flush=True)
+        speed = f"{rate:.3g} steps/s  {rate * flops / 1e9:.3g} GFLOP/s  {(config.outer_steps - done) / rate:.0f} s left"
+        print(f"{done:6d} / {config.outer_steps}  {shown}  {speed}", flush=True)
 
-    results = {name: array.swapaxes(0, 1) for name, array in gather(final(seeds, state.params)).items()}  # (sweep, seed)
-    results |= {"config": described, "sweep": np.float32(config.eval_alphas)} | curves
-    results |= flatten("params", gather(state.params)) | ({"grid": np.asarray(planar_grid(game))} if game.planar else {})
-    write(args.results, partial(np.savez_compressed, **results))
+    evaluation = gather(final(seeds, state.params))  # (seed, sweep, ...)
+    results = {name: array.swapaxes(0, 1) for name, array in evaluation.items()}
+    results |= {"sweep": np.float32(config.eval_alphas)} | curves | flatten("params", gather(state.params))
+    results |= {"grid": np.asarray(planar_grid(game))} if game.planar else {}
+    if jax.process_index() > 0:
+        return
+    write(args.results, partial(np.savez_compressed, config=described, **results))
     figure = Figure(figsize=(2 * len(results["sweep"]) + 1, 8) if game.planar else (20, 8), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(5, 3))
     top.suptitle(f"{NAME} on {game.name}, {config.num_seeds} seed(s)")
@@ -457,46 +424,39 @@ def main(argv=None):
 # --- shared: devices and checkpoints ---
 SWITCHES = {
     "resume": dict(action="store_true", help="go on from the checkpoint, if there is one"),
-    "distributed": dict(
-        nargs="*",
-        metavar="WORD",
-        help="share the seeds with other processes: no words on a cluster that JAX detects, elsewhere HOST:PORT of "
-        "process 0, how many processes there are, and which this one is, from 0",
-    ),
+    "distributed": dict(nargs="*", help="share the seeds with other processes: HOST:PORT COUNT INDEX, or as JAX detects"),
 }
-gather = partial(process_allgather, tiled=True)  # arrays over the seeds of all processes and devices, in numpy
+gather = partial(process_allgather, tiled=True)  # arrays over all seeds, in numpy, in every process
 
 
 def share_seeds(config, args) -> tuple[Mesh, jax.Array]:
-    """The mesh of devices that share the seeds, as many of each process as divide them evenly, and the seeds on it."""
+    """A mesh of devices, of all processes, among which the seeds divide evenly, and the seeds on it."""
     try:
         if args.distributed is not None:
-            address, count, index = args.distributed or (None, None, None)
-            jax.distributed.initialize(address, count and int(count), index and int(index))
+            jax.distributed.initialize(*(kind(word) for kind, word in zip((str, int, int), args.distributed)))
     except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        args.refuse(f"argument --distributed: takes HOST:PORT, how many processes, and which this is ({reason})")
-    if jax.process_index() > 0:
-        sys.stdout = open(os.devnull, "w")
-    devices = np.reshape(jax.devices(), (jax.process_count(), -1))
-    counts = [n for n in range(1, devices.shape[1] + 1) if config.num_seeds % (n * len(devices)) == 0]
-    if not counts:
-        args.refuse(f"argument --num-seeds: takes a multiple of the {len(devices)} processes, not {config.num_seeds}")
-    mesh = Mesh(devices[:, : counts[-1]].ravel(), "seed")
+        args.refuse(f"argument --distributed: takes HOST:PORT COUNT INDEX, or a cluster ({error})".splitlines()[0])
+    count = math.gcd(config.num_seeds, jax.device_count())
+    if count % jax.process_count():
+        args.refuse(f"argument --num-seeds: takes a multiple of the processes, {jax.process_count()}")
+    mesh = Mesh(np.reshape(jax.devices(), (count, -1))[:, 0], "seed")
     seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
-    return mesh, jax.make_array_from_callback(seeds.shape, NamedSharding(mesh, P("seed")), seeds.__getitem__)
+    sharding = NamedSharding(mesh, PartitionSpec("seed"))
+    return mesh, jax.make_array_from_callback(seeds.shape, sharding, seeds.__getitem__)
 
 
 def over_seeds(function, mesh: Mesh):
-    """Jit for all seeds what `function` does for one: each device its share, at once; on a CPU, where that is slow, in turn."""
+    """Jit `function(key to train with, key to evaluate with, ...)` of one seed for all: each device has its share."""
 
-    def share(*args):
-        if jax.default_backend() == "cpu":
-            return jax.lax.map(lambda one: function(*one), args)
-        return jax.vmap(function)(*args)
+    def share(seeds, *args):
+        keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
+        if jax.default_backend() == "cpu":  # in turn: batched weights are slow there
+            return jax.lax.map(lambda one: function(*one), (keys[:, 0], keys[:, 1], *args))
+        return jax.vmap(function)(keys[:, 0], keys[:, 1], *args)
 
     # check_vma would sum gradients by what is alike on all devices (a grid) over the devices, and so over seeds.
-    return jax.jit(jax.shard_map(share, mesh=mesh, in_specs=P("seed"), out_specs=P("seed"), check_vma=False))
+    axes = PartitionSpec("seed")
+    return jax.jit(jax.shard_map(share, mesh=mesh, in_specs=axes, out_specs=axes, check_vma=False))
 
 
 def flatten(prefix: str, tree) -> dict[str, np.ndarray]:
@@ -505,49 +465,25 @@ def flatten(prefix: str, tree) -> dict[str, np.ndarray]:
     return {f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}": leaf for path, leaf in leaves}
 
 
-def settings_of(config) -> str:
-    """What a checkpoint must agree with: the configuration, but for how the result is evaluated."""
-    return json.dumps({name: v for name, v in dataclasses.asdict(config).items() if not name.startswith("eval_")})
-
-
-def start(path, state, chunk, seeds, config, args):
-    """The state and the curves to train from: the initial ones or, with --resume, those of a whole checkpoint."""
-    metrics = jax.eval_shape(chunk, seeds, state)[1]
-    curves = {name: np.zeros((config.num_seeds, 0), like.dtype) for name, like in metrics.items()}
-    if not (args.resume and path.exists()):
-        save_checkpoint(path, state, {}, curves, 0, config)
-        return state, curves
+def load_checkpoint(path, state, metrics: dict, config, args):
+    """State and curves of a checkpoint, like this state and a chunk's metrics, and made with the same settings."""
+    settings, reason = json.loads(json.dumps(dataclasses.asdict(config))), "it is damaged"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        had, now = json.loads(str(arrays["config"])), json.loads(settings_of(config))
-        differ = [f"--{name.replace('_', '-')} {had[name]}" for name in now if had[name] != now[name]]
-        assert not differ, f"it has {', '.join(differ)}"
-        done, length = int(arrays["state/step"][0]), chunk_length(config)
-        assert done in range(0, config.outer_steps + 1, length) and (arrays["state/step"] == done).all(), "its step"
-        lengths = {name: done // length * like.shape[1] for name, like in metrics.items()}
-        expected = {name: np.zeros((len(seeds), lengths[name]), like.dtype) for name, like in metrics.items()}
-        saved = jax.tree.unflatten(jax.tree.structure(state), [arrays[name] for name in flatten("state", state)])
+        arrays = dict(np.load(path, allow_pickle=False))
+        had = json.loads(str(arrays["config"]))
+        differ = [name for name in settings if had[name] != settings[name] and not name.startswith("eval_")]
+        reason = ", ".join(f"it has --{name.replace('_', '-')} {had[name]}" for name in differ) or reason
+        saved = jax.tree.unflatten(jax.tree.structure(state), map(arrays.get, flatten("state", state)))
         curves = {name: arrays[f"curves/{name}"] for name in metrics}
+        chunks = range(0, config.outer_steps + 1, chunk_length(config)).index(int(saved.step[0]))
+        expected = {name: np.tile(np.zeros_like(metric), chunks) for name, metric in metrics.items()}
         chex.assert_trees_all_equal_shapes_and_dtypes((saved, curves), (state, expected))
         chex.assert_tree_all_finite((saved, curves))
-    except Exception as error:
-        args.refuse(f"argument --resume: takes a whole checkpoint of these settings, not {path} ({error})")
+        chex.assert_trees_all_equal(saved.step, 0 * saved.step + saved.step[0])
+        chex.assert_equal(differ, [])
+    except Exception:  # whatever is raised on a damaged file
+        args.refuse(f"argument --resume: takes a whole checkpoint of these settings, not {path} ({reason})")
     return jax.device_put(saved, jax.tree.map(lambda leaf: leaf.sharding, state)), curves
-
-
-def save_checkpoint(path, state, curves, metrics, done, config):
-    """Append a chunk's metrics to the curves and keep both; if the training diverged, end it with status 1 instead."""
-    state, metrics = gather((state, metrics))
-    finite = np.isfinite(metrics["loss"] + metrics["gradient_norm"]).all(0)  # (step,)
-    if not (finite.all() and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))):
-        first = done - len(finite)
-        step = first + 1 + np.append(finite[:-1], False).argmin()  # the chunk's last, where only the state shows it
-        sys.exit(f"{NAME}.py: training diverged at outer loop {step}; {path} has the state after {first}")
-    curves = {name: np.concatenate([curves.get(name, metrics[name][:, :0]), metrics[name]], 1) for name in metrics}
-    arrays = flatten("state", state) | flatten("curves", curves) | {"config": settings_of(config)}
-    write(path, partial(np.savez_compressed, **arrays))
-    return curves
 
 
 # --- end shared ---
@@ -582,9 +518,8 @@ def parse(argv, **switches):
     hints, defaults = get_type_hints(Config, include_extras=True), make_config(known.game, known.quick)
     for name, comment in re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(Config), re.MULTILINE)[1:]:
         value, takes = getattr(defaults, name), hints[name].__metadata__
-        numbers = dict(type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None)
-        others = {bool: dict(action=BooleanOptionalAction), str: dict(choices=takes)}
-        settings = others.get(type(takes[0]), numbers)
+        settings = dict(type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None)
+        settings = {bool: dict(action=BooleanOptionalAction), str: dict(choices=takes)}.get(type(takes[0]), settings)
         shown = f"{comment} (default: {' '.join(map(str, np.ravel(value))) or None})"
         parser.add_argument(f"--{name.replace('_', '-')}", default=SUPPRESS, help=shown, **settings)
     args = parser.parse_args(argv)
@@ -597,17 +532,14 @@ def parse(argv, **switches):
         for folder in (args.results.parent, args.figure.parent):
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
-    except ValueError as error:
-        parser.error(f"argument --{error}")
-    except OSError as error:
-        parser.error(f"argument --out: takes a folder that can be written, not {args.out} ({error.strerror})")
+    except (ValueError, OSError) as error:
+        unwritable = f"out: takes a folder that can be written, not {args.out} ({getattr(error, 'strerror', None)})"
+        parser.error(f"argument --{unwritable if isinstance(error, OSError) else error}")
     return config, game, args
 
 
 def write(path, save):
-    """Write a file by `save(path)`, beside its name, where no other run does, and move it into place. Process 0 does."""
-    if jax.process_index() > 0:
-        return
+    """Write a file by `save(path)`, beside its name, where no other run does, and move it into place."""
     part = path.with_name(f"{os.getpid()}.{path.name}")
     try:
         save(part)

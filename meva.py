@@ -19,9 +19,9 @@ figures/meva_GAME.png.
 """
 
 import dataclasses
-import datetime
 import inspect
 import json
+import math
 import os
 import pathlib
 import re
@@ -38,8 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental.multihost_utils import process_allgather
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 
 from games import GAMES, Game, evaluate_game, follow, make_game, planar_grid, plays, simultaneous_gradient
@@ -104,7 +103,7 @@ QUICK_PLANAR = dict(outer_steps=600, model_lr=2e-3)
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
-    """The paper's settings for a game (App. D for planar ones, App. E for others), `GAMES` or one's own, with changes."""
+    """The paper's settings for a game (App. D if planar, else App. E), one of `GAMES` or one's own, with changes."""
     played = make_game(game, changes.get("payoffs", ()), changes.get("discount"))
     settings = dict(game=getattr(game, "name", game), lr=played.lr, share_params=played.symmetric)
     settings |= PLANAR if played.planar else {}
@@ -164,12 +163,9 @@ def model_init(key: jax.Array, game: Game, config: Config) -> Model | tuple[Mode
 
     def one(key):
         key_embed, key_combine, key_readout = jax.random.split(key, 3)
-        return Model(
-            embed=mlp_init(key_embed, game.n + 1, config.hidden, config.blocks),
-            combine=mlp_init(key_combine, 2 * config.hidden, config.hidden, config.blocks),
-            readout=linear_init(key_readout, config.hidden, config.quantiles),
-            signed=config.flip_prob > 0,
-        )
+        embed = mlp_init(key_embed, game.n + 1, config.hidden, config.blocks)
+        combine = mlp_init(key_combine, 2 * config.hidden, config.hidden, config.blocks)
+        return Model(embed, combine, linear_init(key_readout, config.hidden, config.quantiles), config.flip_prob > 0)
 
     return one(key) if config.share_params else tuple(map(one, jax.random.split(key)))
 
@@ -177,16 +173,10 @@ def model_init(key: jax.Array, game: Game, config: Config) -> Model | tuple[Mode
 def meta_quantiles(params, game: Game, x: jax.Array, gamma: jax.Array, signs=1.0, detach=False) -> jax.Array:
     """Quantiles of the players' meta-values, normalised (App. A) to units of return: V or U, as it was trained.
 
-    Args:
-      params: a `Model`, or a pair of them where the players share none.
-      x: joint policy, (2, n).
-      gamma: the players' meta-discounts, (2,), or one for both, ().
-      signs: flips of the last hidden layer's units, (2, hidden) of -1 and 1 (Sec. 4.3).
-      detach: hold each player's representation of the other constant, so that the gradient of the sum over players
-        by x is the simultaneous gradient: one backward pass for both players.
-
-    Returns:
-      (2, M).
+    `params` is a `Model`, or a pair of them where the players share none, x (2, n), and `gamma` (2,), or () for both.
+    `signs`, (2, hidden) of -1 and 1, flips the last hidden layer's units (Sec. 4.3). `detach` holds each player's
+    representation of the other constant: the gradient of the sum over players by x is then the simultaneous gradient,
+    in one backward pass for both players. Returns (2, M).
     """
     if isinstance(params, tuple):
         return jnp.stack([meta_quantiles(params[i], game, x, gamma, signs, detach)[i] for i in (0, 1)])
@@ -207,11 +197,8 @@ def meta_value(params, game: Game, x: jax.Array, gamma: jax.Array) -> jax.Array:
 
 def model_gradient(params, game: Game, x: jax.Array, gamma: jax.Array, signs=1.0) -> jax.Array:
     """The simultaneous gradient of `meta_value` by one backward pass, the units' signs flipped by `signs`. (2, n)."""
-
-    def both(x):
-        return meta_quantiles(params, game, x, gamma, signs, detach=True).mean(-1).sum()
-
-    return jax.grad(both)(jnp.asarray(x))
+    both = partial(meta_quantiles, params, game, gamma=gamma, signs=signs, detach=True)
+    return jax.grad(lambda x: both(x).mean(-1).sum())(jnp.asarray(x))
 
 
 def meva_gradient(params, game: Game, x: jax.Array, gamma: jax.Array, config: Config) -> jax.Array:
@@ -263,12 +250,9 @@ def td_loss(params, target_params, game: Game, xs: jax.Array, gamma: jax.Array, 
     """
     chex.assert_shape(xs, (config.stride + 1, 2, game.n))
     quantiles = jax.vmap(meta_quantiles, (None, None, 0, None))
-    if config.target_inertia:
-        predictions = quantiles(params, game, xs[:-1], gamma)  # (k, 2, M)
-        values = quantiles(target_params, game, xs[1:], gamma)
-    else:
-        predictions = quantiles(params, game, xs, gamma)
-        predictions, values = predictions[:-1], predictions[1:]
+    predictions = quantiles(params, game, xs[:-1] if config.target_inertia else xs, gamma)  # (k or k + 1, 2, M)
+    values = quantiles(target_params, game, xs[1:], gamma) if config.target_inertia else predictions[1:]
+    predictions = predictions[: config.stride]
     rewards = jax.vmap(game.f)(xs[1:] if config.form == "U" else xs[:-1])  # U(x) looks one step ahead
     targets = lambda_returns(rewards, values, gamma, config.bootstrap)
     if config.semi_gradient:  # Eq. 7 does not say; on the Logistic Game the authors differentiate both of its sides
@@ -304,23 +288,15 @@ def draw_gammas(key: jax.Array, config: Config) -> jax.Array:
     return jnp.sin(jnp.pi / 2 * jax.random.uniform(key, (config.batch_size, 2))) ** 2
 
 
-CACHED = 2048  # policy pairs whose activations fit in a CPU's cache
-
-
 def count_groups(config: Config) -> int:
     """The fewest equal groups of a batch whose activations fit in a CPU's cache, 2048 policy pairs; elsewhere one."""
-    if jax.default_backend() != "cpu":
-        return 1
-    fewest = min(-(-config.batch_size * config.stride // CACHED), config.batch_size)
-    return next(count for count in range(fewest, config.batch_size + 1) if config.batch_size % count == 0)
+    cached = max(2048 // config.stride, 1) if jax.default_backend() == "cpu" else config.batch_size
+    counts = range(-(-config.batch_size // cached), config.batch_size + 1)
+    return next(count for count in counts if config.batch_size % count == 0)
 
 
 def update(state: TrainState, game: Game, xs: jax.Array, gamma: jax.Array, config: Config):
-    """A step of AdamW on a batch of stretches, (batch, k + 1, 2, n) and (batch, 2), and one of the target network.
-
-    Returns:
-      The new state, and the metrics `loss`, `td_error` and `gradient_norm`, ().
-    """
+    """A step of AdamW on a batch of stretches, (batch, k + 1, 2, n) and (batch, 2). Returns (state, metrics)."""
 
     @partial(jax.value_and_grad, has_aux=True)
     def mean_loss(params, xs, gamma):
@@ -380,9 +356,8 @@ def chunk_length(config: Config) -> int:
 def train_chunk(key: jax.Array, state: TrainState, game: Game, config: Config):
     """One chunk of training, for one seed. `key` is the seed's, whatever the chunk. Returns (state, metrics).
 
-    The metrics are `loss`, `td_error` and `gradient_norm`, one for each outer loop, and at the end of the chunk
-    `self_play_curve`, the mean return of 32 policy pairs after 200 steps at gamma = .95 (or at --fixed-gamma), player
-    1's alone where the game is not symmetric.
+    The metrics are `loss`, `td_error` and `gradient_norm`, one for each outer loop, and `self_play_curve`, (1,): the mean
+    return of 32 agents after 200 steps at gamma = .95 (or at --fixed-gamma), of player 1 where they are not alike.
     """
     keys = jax.vmap(partial(jax.random.fold_in, key))(1 + state.step + jnp.arange(chunk_length(config)))
     state, metrics = jax.lax.scan(lambda state, key: outer_step(key, state, game, config), state, keys)
@@ -397,20 +372,15 @@ def train_chunk(key: jax.Array, state: TrainState, game: Game, config: Config):
 def train(key: jax.Array, game: Game, config: Config):
     """Train one model: a pure function, to be jitted (game and config static) and mapped over keys as one likes.
 
-    Returns:
-      params: a `Model`, or a pair of them where the players share none.
-      metrics: `loss`, `td_error`, `gradient_norm`, (outer_steps,), and `self_play_curve`, (chunks,).
+    Returns the parameters, a `Model` or a pair of them, and the metrics of all chunks, (outer_steps,) or (chunks,).
     """
-    state, metrics = jax.lax.scan(
-        lambda state, _: train_chunk(key, state, game, config),
-        train_init(key, game, config),
-        length=config.outer_steps // chunk_length(config),
-    )
+    chunks, state = config.outer_steps // chunk_length(config), train_init(key, game, config)
+    state, metrics = jax.lax.scan(lambda state, _: train_chunk(key, state, game, config), state, length=chunks)
     return state.params, jax.tree.map(jnp.ravel, metrics)
 
 
 def evaluate(key: jax.Array, params, game: Game, config: Config) -> dict[str, jax.Array]:
-    """Evaluate a model on the policies that `key` draws, at every gamma of the sweep (Figs. 2, 3). Arrays (sweep, ...)."""
+    """Evaluate a model on policies that `key` draws, at every gamma of the sweep (Figs. 2, 3). Arrays (sweep, ...)."""
 
     def field(x, strengths):
         return meva_gradient(params, game, x, strengths, config)
@@ -418,9 +388,8 @@ def evaluate(key: jax.Array, params, game: Game, config: Config) -> dict[str, ja
     def one(gamma):
         results = evaluate_game(key, game, field, gamma, config.lr, config.eval_steps, config.eval_pairs)
         if game.planar:
-            grid = planar_grid(game).reshape(-1, 2, 1)
-            values = jax.vmap(lambda x: meta_value(params, game, x, gamma))(grid)
-            results["values"] = values.reshape(29, 29, 2)
+            values = jax.vmap(jax.vmap(lambda x: meta_value(params, game, x, gamma)))
+            results["values"] = values(planar_grid(game)[..., None])
         return results
 
     return jax.lax.map(one, jnp.array(config.eval_gammas))
@@ -432,44 +401,58 @@ def loop_flops(params, config: Config) -> int:
     Both players of a policy pair go through all matrices, 2 FLOPs for each weight; a gradient by x takes as many again,
     one by theta twice as many. Exploration, rollout, predictions and the target network see each of T steps once.
     """
-    matrices = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 3)  # (seed, inputs, outputs)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 3)  # (seed, inputs, outputs)
     passes = 2 * (config.flip_prob > 0) + 2 + 3 + (config.target_inertia > 0)
-    return 2 * 2 * matrices * passes * config.batch_size * config.rollout_length
+    return 2 * 2 * weights * passes * config.batch_size * config.rollout_length
 
 
 def main(argv=None):
     config, game, args = parse(argv, **SWITCHES)
     mesh, seeds = share_seeds(config, args)
-    device = f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
-    described = json.dumps(dataclasses.asdict(config) | {"run_on": {"jax": jax.__version__, "device": device}})
-    print(described, flush=True)
+    sys.stdout = open(os.devnull, "w") if jax.process_index() > 0 else sys.stdout  # process 0 prints and writes
+    run_on = f"jax {jax.__version__} on {jax.device_count()} x {jax.devices()[0].device_kind}"
+    print(described := json.dumps(dataclasses.asdict(config) | {"run_on": run_on}), flush=True)
+    init = over_seeds(lambda key, _: train_init(key, game, config), mesh)
+    chunk = over_seeds(lambda key, _, state: train_chunk(key, state, game, config), mesh)
+    final = over_seeds(lambda _, key, params: evaluate(key, params, game, config), mesh)
 
-    def key(seed, use):  # 0: to train with, 1: to evaluate with
-        return jax.random.split(jax.random.key(seed))[use]
+    path, state, begin = args.results.with_suffix(".checkpoint.npz"), init(seeds), time.perf_counter()
 
-    init = over_seeds(lambda seed: train_init(key(seed, 0), game, config), mesh)
-    chunk = over_seeds(lambda seed, state: train_chunk(key(seed, 0), state, game, config), mesh)
-    final = over_seeds(lambda seed, params: evaluate(key(seed, 1), params, game, config), mesh)
+    def save(state, curves):  # all that is needed to go on
+        arrays = flatten("state", state) | flatten("curves", curves) | {"config": described}
+        if jax.process_index() == 0:
+            write(path, partial(np.savez_compressed, **arrays))
 
-    path, begin = args.results.with_suffix(".checkpoint.npz"), time.perf_counter()
-    state, curves = start(path, init(seeds), chunk, seeds, config, args)
-    first, flops = int(gather(state.step)[0]), loop_flops(state.params, config)
+    metrics = jax.eval_shape(chunk, seeds, state)[1]
+    curves = {name: np.zeros((config.num_seeds, 0), metric.dtype) for name, metric in metrics.items()}
+    if args.resume and path.exists():
+        state, curves = load_checkpoint(path, state, metrics, config, args)
+    first, length, flops = int(gather(state.step)[0]), chunk_length(config), loop_flops(state.params, config)
+    save(gather(state), curves)
     chunk = chunk.lower(seeds, state).compile()
     print(f"compiled in {time.perf_counter() - begin:.1f} s; checkpoints in {path}, for --resume", flush=True)
     begin = time.perf_counter()
-    for done in range(first + chunk_length(config), config.outer_steps + 1, chunk_length(config)):
+    for done in range(first + length, config.outer_steps + 1, length):
         state, metrics = chunk(seeds, state)
-        curves = save_checkpoint(path, state, curves, metrics, done, config)
+        whole, new = gather((state, metrics))
+        finite = np.isfinite(new["loss"] + new["gradient_norm"]).all(0)  # (step,)
+        if not (finite.all() and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(whole))):
+            step = done - length + 1 + np.append(finite[:-1], False).argmin()
+            sys.exit(f"{NAME}.py: training diverged at outer loop {step}; {path} has the state after {done - length}")
+        curves = {name: np.concatenate([curves[name], new[name]], 1) for name in curves}
+        save(whole, curves)
         rate = (done - first) / (time.perf_counter() - begin)
-        left = datetime.timedelta(seconds=round((config.outer_steps - done) / rate))
         shown = "  ".join(f"{name} {curve[:, -1].mean():.4g}" for name, curve in curves.items())
-        speed = f"{rate:.3g} loops/s  {rate * flops / 1e9:.3g} GFLOP/s"
-        print(f"{done:6d} / {config.outer_steps}  {shown}  {speed}  {left} left", flush=True)
+        speed = f"{rate:.3g} loops/s  {rate * flops / 1e9:.3g} GFLOP/s  {(config.outer_steps - done) / rate:.0f} s left"
+        print(f"{done:6d} / {config.outer_steps}  {shown}  {speed}", flush=True)
 
-    results = {name: array.swapaxes(0, 1) for name, array in gather(final(seeds, state.params)).items()}  # (sweep, seed)
-    results |= {"config": described, "sweep": np.float32(config.eval_gammas)} | curves
-    results |= flatten("params", gather(state.params)) | ({"grid": np.asarray(planar_grid(game))} if game.planar else {})
-    write(args.results, partial(np.savez_compressed, **results))
+    evaluation = gather(final(seeds, state.params))  # (seed, sweep, ...)
+    results = {name: array.swapaxes(0, 1) for name, array in evaluation.items()}
+    results |= {"sweep": np.float32(config.eval_gammas)} | curves | flatten("params", gather(state.params))
+    results |= {"grid": np.asarray(planar_grid(game))} if game.planar else {}
+    if jax.process_index() > 0:
+        return
+    write(args.results, partial(np.savez_compressed, config=described, **results))
     figure = Figure(figsize=(2 * len(results["sweep"]) + 1, 8) if game.planar else (20, 8), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(5, 3))
     top.suptitle(f"{NAME}, form {config.form}, on {game.name}, {config.num_seeds} seed(s)")
@@ -486,46 +469,39 @@ def main(argv=None):
 # --- shared: devices and checkpoints ---
 SWITCHES = {
     "resume": dict(action="store_true", help="go on from the checkpoint, if there is one"),
-    "distributed": dict(
-        nargs="*",
-        metavar="WORD",
-        help="share the seeds with other processes: no words on a cluster that JAX detects, elsewhere HOST:PORT of "
-        "process 0, how many processes there are, and which this one is, from 0",
-    ),
+    "distributed": dict(nargs="*", help="share the seeds with other processes: HOST:PORT COUNT INDEX, or as JAX detects"),
 }
-gather = partial(process_allgather, tiled=True)  # arrays over the seeds of all processes and devices, in numpy
+gather = partial(process_allgather, tiled=True)  # arrays over all seeds, in numpy, in every process
 
 
 def share_seeds(config, args) -> tuple[Mesh, jax.Array]:
-    """The mesh of devices that share the seeds, as many of each process as divide them evenly, and the seeds on it."""
+    """A mesh of devices, of all processes, among which the seeds divide evenly, and the seeds on it."""
     try:
         if args.distributed is not None:
-            address, count, index = args.distributed or (None, None, None)
-            jax.distributed.initialize(address, count and int(count), index and int(index))
+            jax.distributed.initialize(*(kind(word) for kind, word in zip((str, int, int), args.distributed)))
     except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        args.refuse(f"argument --distributed: takes HOST:PORT, how many processes, and which this is ({reason})")
-    if jax.process_index() > 0:
-        sys.stdout = open(os.devnull, "w")
-    devices = np.reshape(jax.devices(), (jax.process_count(), -1))
-    counts = [n for n in range(1, devices.shape[1] + 1) if config.num_seeds % (n * len(devices)) == 0]
-    if not counts:
-        args.refuse(f"argument --num-seeds: takes a multiple of the {len(devices)} processes, not {config.num_seeds}")
-    mesh = Mesh(devices[:, : counts[-1]].ravel(), "seed")
+        args.refuse(f"argument --distributed: takes HOST:PORT COUNT INDEX, or a cluster ({error})".splitlines()[0])
+    count = math.gcd(config.num_seeds, jax.device_count())
+    if count % jax.process_count():
+        args.refuse(f"argument --num-seeds: takes a multiple of the processes, {jax.process_count()}")
+    mesh = Mesh(np.reshape(jax.devices(), (count, -1))[:, 0], "seed")
     seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
-    return mesh, jax.make_array_from_callback(seeds.shape, NamedSharding(mesh, P("seed")), seeds.__getitem__)
+    sharding = NamedSharding(mesh, PartitionSpec("seed"))
+    return mesh, jax.make_array_from_callback(seeds.shape, sharding, seeds.__getitem__)
 
 
 def over_seeds(function, mesh: Mesh):
-    """Jit for all seeds what `function` does for one: each device its share, at once; on a CPU, where that is slow, in turn."""
+    """Jit `function(key to train with, key to evaluate with, ...)` of one seed for all: each device has its share."""
 
-    def share(*args):
-        if jax.default_backend() == "cpu":
-            return jax.lax.map(lambda one: function(*one), args)
-        return jax.vmap(function)(*args)
+    def share(seeds, *args):
+        keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
+        if jax.default_backend() == "cpu":  # in turn: batched weights are slow there
+            return jax.lax.map(lambda one: function(*one), (keys[:, 0], keys[:, 1], *args))
+        return jax.vmap(function)(keys[:, 0], keys[:, 1], *args)
 
     # check_vma would sum gradients by what is alike on all devices (a grid) over the devices, and so over seeds.
-    return jax.jit(jax.shard_map(share, mesh=mesh, in_specs=P("seed"), out_specs=P("seed"), check_vma=False))
+    axes = PartitionSpec("seed")
+    return jax.jit(jax.shard_map(share, mesh=mesh, in_specs=axes, out_specs=axes, check_vma=False))
 
 
 def flatten(prefix: str, tree) -> dict[str, np.ndarray]:
@@ -534,49 +510,25 @@ def flatten(prefix: str, tree) -> dict[str, np.ndarray]:
     return {f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}": leaf for path, leaf in leaves}
 
 
-def settings_of(config) -> str:
-    """What a checkpoint must agree with: the configuration, but for how the result is evaluated."""
-    return json.dumps({name: v for name, v in dataclasses.asdict(config).items() if not name.startswith("eval_")})
-
-
-def start(path, state, chunk, seeds, config, args):
-    """The state and the curves to train from: the initial ones or, with --resume, those of a whole checkpoint."""
-    metrics = jax.eval_shape(chunk, seeds, state)[1]
-    curves = {name: np.zeros((config.num_seeds, 0), like.dtype) for name, like in metrics.items()}
-    if not (args.resume and path.exists()):
-        save_checkpoint(path, state, {}, curves, 0, config)
-        return state, curves
+def load_checkpoint(path, state, metrics: dict, config, args):
+    """State and curves of a checkpoint, like this state and a chunk's metrics, and made with the same settings."""
+    settings, reason = json.loads(json.dumps(dataclasses.asdict(config))), "it is damaged"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        had, now = json.loads(str(arrays["config"])), json.loads(settings_of(config))
-        differ = [f"--{name.replace('_', '-')} {had[name]}" for name in now if had[name] != now[name]]
-        assert not differ, f"it has {', '.join(differ)}"
-        done, length = int(arrays["state/step"][0]), chunk_length(config)
-        assert done in range(0, config.outer_steps + 1, length) and (arrays["state/step"] == done).all(), "its step"
-        lengths = {name: done // length * like.shape[1] for name, like in metrics.items()}
-        expected = {name: np.zeros((len(seeds), lengths[name]), like.dtype) for name, like in metrics.items()}
-        saved = jax.tree.unflatten(jax.tree.structure(state), [arrays[name] for name in flatten("state", state)])
+        arrays = dict(np.load(path, allow_pickle=False))
+        had = json.loads(str(arrays["config"]))
+        differ = [name for name in settings if had[name] != settings[name] and not name.startswith("eval_")]
+        reason = ", ".join(f"it has --{name.replace('_', '-')} {had[name]}" for name in differ) or reason
+        saved = jax.tree.unflatten(jax.tree.structure(state), map(arrays.get, flatten("state", state)))
         curves = {name: arrays[f"curves/{name}"] for name in metrics}
+        chunks = range(0, config.outer_steps + 1, chunk_length(config)).index(int(saved.step[0]))
+        expected = {name: np.tile(np.zeros_like(metric), chunks) for name, metric in metrics.items()}
         chex.assert_trees_all_equal_shapes_and_dtypes((saved, curves), (state, expected))
         chex.assert_tree_all_finite((saved, curves))
-    except Exception as error:
-        args.refuse(f"argument --resume: takes a whole checkpoint of these settings, not {path} ({error})")
+        chex.assert_trees_all_equal(saved.step, 0 * saved.step + saved.step[0])
+        chex.assert_equal(differ, [])
+    except Exception:  # whatever is raised on a damaged file
+        args.refuse(f"argument --resume: takes a whole checkpoint of these settings, not {path} ({reason})")
     return jax.device_put(saved, jax.tree.map(lambda leaf: leaf.sharding, state)), curves
-
-
-def save_checkpoint(path, state, curves, metrics, done, config):
-    """Append a chunk's metrics to the curves and keep both; if the training diverged, end it with status 1 instead."""
-    state, metrics = gather((state, metrics))
-    finite = np.isfinite(metrics["loss"] + metrics["gradient_norm"]).all(0)  # (step,)
-    if not (finite.all() and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))):
-        first = done - len(finite)
-        step = first + 1 + np.append(finite[:-1], False).argmin()  # the chunk's last, where only the state shows it
-        sys.exit(f"{NAME}.py: training diverged at outer loop {step}; {path} has the state after {first}")
-    curves = {name: np.concatenate([curves.get(name, metrics[name][:, :0]), metrics[name]], 1) for name in metrics}
-    arrays = flatten("state", state) | flatten("curves", curves) | {"config": settings_of(config)}
-    write(path, partial(np.savez_compressed, **arrays))
-    return curves
 
 
 # --- end shared ---
@@ -611,9 +563,8 @@ def parse(argv, **switches):
     hints, defaults = get_type_hints(Config, include_extras=True), make_config(known.game, known.quick)
     for name, comment in re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(Config), re.MULTILINE)[1:]:
         value, takes = getattr(defaults, name), hints[name].__metadata__
-        numbers = dict(type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None)
-        others = {bool: dict(action=BooleanOptionalAction), str: dict(choices=takes)}
-        settings = others.get(type(takes[0]), numbers)
+        settings = dict(type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None)
+        settings = {bool: dict(action=BooleanOptionalAction), str: dict(choices=takes)}.get(type(takes[0]), settings)
         shown = f"{comment} (default: {' '.join(map(str, np.ravel(value))) or None})"
         parser.add_argument(f"--{name.replace('_', '-')}", default=SUPPRESS, help=shown, **settings)
     args = parser.parse_args(argv)
@@ -626,17 +577,14 @@ def parse(argv, **switches):
         for folder in (args.results.parent, args.figure.parent):
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
-    except ValueError as error:
-        parser.error(f"argument --{error}")
-    except OSError as error:
-        parser.error(f"argument --out: takes a folder that can be written, not {args.out} ({error.strerror})")
+    except (ValueError, OSError) as error:
+        unwritable = f"out: takes a folder that can be written, not {args.out} ({getattr(error, 'strerror', None)})"
+        parser.error(f"argument --{unwritable if isinstance(error, OSError) else error}")
     return config, game, args
 
 
 def write(path, save):
-    """Write a file by `save(path)`, beside its name, where no other run does, and move it into place. Process 0 does."""
-    if jax.process_index() > 0:
-        return
+    """Write a file by `save(path)`, beside its name, where no other run does, and move it into place."""
     part = path.with_name(f"{os.getpid()}.{path.name}")
     try:
         save(part)

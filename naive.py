@@ -77,24 +77,19 @@ def naive_gradient(f, x: jax.Array) -> jax.Array:
 
 
 def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]:
-    """Evaluate naive learners from the policies that `key` draws. Arrays (1, ...)."""
-
-    def field(x, strengths):  # nobody looks ahead
-        return naive_gradient(game.f, x)
-
-    results = evaluate_game(key, game, field, 0.0, config.lr, config.eval_steps, config.eval_pairs)
+    """Evaluate naive learners, of whom nobody looks ahead, from the policies that `key` draws. Arrays (1, ...)."""
+    lr, steps, pairs = config.lr, config.eval_steps, config.eval_pairs
+    results = evaluate_game(key, game, lambda x, strengths: naive_gradient(game.f, x), 0.0, lr, steps, pairs)
     return jax.tree.map(lambda leaf: leaf[None], results)
 
 
 # --- shared: main without training ---
 def main(argv=None):
     config, game, args = parse(argv)
-    device = f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
-    described = json.dumps(dataclasses.asdict(config) | {"run_on": {"jax": jax.__version__, "device": device}})
-    print(described, flush=True)
-    seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
+    run_on = f"jax {jax.__version__} on {jax.device_count()} x {jax.devices()[0].device_kind}"
+    print(described := json.dumps(dataclasses.asdict(config) | {"run_on": run_on}), flush=True)
     over_seeds = jax.vmap(lambda seed: evaluate(jax.random.split(jax.random.key(seed))[1], game, config), out_axes=1)
-    results = jax.device_get(jax.jit(over_seeds)(seeds))  # (sweep, seed, ...)
+    results = jax.device_get(jax.jit(over_seeds)(np.arange(config.num_seeds, dtype=np.uint32) + config.seed))
     results |= {"config": described, "sweep": np.ravel(np.float32(getattr(config, SWEEP)))}
     results |= {"grid": np.asarray(planar_grid(game))} if game.planar else {}
     write(args.results, partial(np.savez_compressed, **results))
@@ -138,9 +133,8 @@ def parse(argv, **switches):
     hints, defaults = get_type_hints(Config, include_extras=True), make_config(known.game, known.quick)
     for name, comment in re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(Config), re.MULTILINE)[1:]:
         value, takes = getattr(defaults, name), hints[name].__metadata__
-        numbers = dict(type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None)
-        others = {bool: dict(action=BooleanOptionalAction), str: dict(choices=takes)}
-        settings = others.get(type(takes[0]), numbers)
+        settings = dict(type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None)
+        settings = {bool: dict(action=BooleanOptionalAction), str: dict(choices=takes)}.get(type(takes[0]), settings)
         shown = f"{comment} (default: {' '.join(map(str, np.ravel(value))) or None})"
         parser.add_argument(f"--{name.replace('_', '-')}", default=SUPPRESS, help=shown, **settings)
     args = parser.parse_args(argv)
@@ -153,17 +147,14 @@ def parse(argv, **switches):
         for folder in (args.results.parent, args.figure.parent):
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
-    except ValueError as error:
-        parser.error(f"argument --{error}")
-    except OSError as error:
-        parser.error(f"argument --out: takes a folder that can be written, not {args.out} ({error.strerror})")
+    except (ValueError, OSError) as error:
+        unwritable = f"out: takes a folder that can be written, not {args.out} ({getattr(error, 'strerror', None)})"
+        parser.error(f"argument --{unwritable if isinstance(error, OSError) else error}")
     return config, game, args
 
 
 def write(path, save):
-    """Write a file by `save(path)`, beside its name, where no other run does, and move it into place. Process 0 does."""
-    if jax.process_index() > 0:
-        return
+    """Write a file by `save(path)`, beside its name, where no other run does, and move it into place."""
     part = path.with_name(f"{os.getpid()}.{path.name}")
     try:
         save(part)
