@@ -49,7 +49,7 @@ class Config:
     payoffs: Annotated[tuple[float, ...], -1e6, 1e6] = ()  # other ones, CC CD DC DD, own action first, for both or each
     discount: Annotated[float | None, 0.0, 0.999] = None  # another one of an iterated game
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
-    num_seeds: Annotated[int, 1, 2**31 - 1] = 1  # number of seeds, each with policies of its own: seed, seed + 1, ...
+    num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each with policies of its own: seed, seed + 1, ...
     lr: Annotated[float, 0.0, 1e30] = 2.0  # step size of the policies, the paper's alpha in Eq. 1
     alpha: Annotated[tuple[float, ...], 0.0, 1e30] = GAMES["ipd"].alphas  # look-ahead steps (Eq. 2, App. B)
     variant: Annotated[str, "exact", "taylor", "taylor-stop", "lookahead"] = "exact"  # form of the surrogate
@@ -252,7 +252,9 @@ if __name__ == "__main__":
         main()
     except BrokenPipeError:  # whoever read the output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:  # from outside: a line will do
-        print(f"{NAME}.py: {type(error).__name__}", *str(error).splitlines()[:1], file=sys.stderr)
+    except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, AssertionError) as error:  # from outside: a line
+        # JAX raises an AssertionError without a word where JAX_PLATFORMS names what is not there.
+        reason = str(error) or f"(JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')})"
+        print(f"{NAME}.py: {type(error).__name__} {reason}".splitlines()[0], file=sys.stderr)
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 # --- end shared ---

@@ -62,7 +62,7 @@ class Config:
     payoffs: Annotated[tuple[float, ...], -1e6, 1e6] = ()  # other ones, CC CD DC DD, own action first, for both or each
     discount: Annotated[float | None, 0.0, 0.999] = None  # another one of an iterated game
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
-    num_seeds: Count = 1  # number of seeds, each a model of its own: seed, seed + 1, ...
+    num_seeds: Few = 1  # number of seeds, each a model of its own: seed, seed + 1, ...
     lr: Step = 2.0  # step size of the policies, the paper's alpha (Eq. 6)
     form: Annotated[str, "V", "U"] = "U"  # the meta-value V (Eq. 5) or the correction U (Sec. 4.1)
     hidden: Count = 64  # width of the model (App. D)
@@ -521,7 +521,7 @@ def load_checkpoint(path, state, metrics: dict, config, args):
         saved = jax.tree.unflatten(jax.tree.structure(state), map(arrays.get, flatten("state", state)))
         curves = {name: arrays[f"curves/{name}"] for name in metrics}
         chunks = range(0, config.outer_steps + 1, chunk_length(config)).index(int(saved.step[0]))
-        expected = {name: np.tile(np.zeros_like(metric), chunks) for name, metric in metrics.items()}
+        expected = {name: np.tile(np.zeros(metric.shape, metric.dtype), chunks) for name, metric in metrics.items()}
         chex.assert_trees_all_equal_shapes_and_dtypes((saved, curves), (state, expected))
         chex.assert_tree_all_finite((saved, curves))
         chex.assert_trees_all_equal(saved.step, 0 * saved.step + saved.step[0])
@@ -641,7 +641,9 @@ if __name__ == "__main__":
         main()
     except BrokenPipeError:  # whoever read the output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:  # from outside: a line will do
-        print(f"{NAME}.py: {type(error).__name__}", *str(error).splitlines()[:1], file=sys.stderr)
+    except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, AssertionError) as error:  # from outside: a line
+        # JAX raises an AssertionError without a word where JAX_PLATFORMS names what is not there.
+        reason = str(error) or f"(JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')})"
+        print(f"{NAME}.py: {type(error).__name__} {reason}".splitlines()[0], file=sys.stderr)
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 # --- end shared ---

@@ -19,7 +19,6 @@ import pathlib
 import re
 import shlex
 import sys
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -120,8 +119,7 @@ def flags(settings: dict) -> str:
 
 def paths_of(name: str, out: pathlib.Path) -> list[pathlib.Path]:
     """Where a run's results may be: what its command writes, and the copy that is kept in results/paper/."""
-    script, game, _, quick = RUNS[name]
-    # A run whose files would replace another's has a folder of its own.
+    script, game, _, quick = RUNS[name]  # one whose files would replace another's has a folder of its own
     folder = out if quick or name == f"{script}_{game}" else out / "results/variants" / name
     return [folder / f"results/{script}_{game}.npz", out / f"results/paper/{name}.npz"]
 
@@ -144,15 +142,15 @@ def load(path: pathlib.Path, run: Run) -> Results:
         if config["game"] != run.game:
             raise ValueError(f"it is one on {config['game']}")
         sizes = dict(S=arrays["sweep"].size, N=config["num_seeds"], T=config["eval_steps"] + 1, n=GAMES[run.game].n)
-        sizes["L"] = config["outer_steps"] if run.script in ("cola", "meva") else None
+        sizes["L"] = config["outer_steps"] + 0 if run.script in ("cola", "meva") else None  # + 0 takes numbers alone
         for name, array in arrays.items():
             shape = [sizes.get(size, size) for size in SHAPES[name.removesuffix("_2")]]
             fits = array.ndim == len(shape) and all(size in (None, had) for size, had in zip(shape, array.shape))
             if array.dtype.kind != "f" or not array.size or not fits:
                 raise ValueError(f"{name} has {array.dtype} {array.shape}, not floats {tuple(shape)}")
     except Exception as error:  # a damaged file can raise nearly all there are
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise Broken(f"{path} is not the results of a run on {run.game} ({reason})") from None
+        words = f"{path} is not the results of a run on {run.game} ({type(error).__name__}: {error})"
+        raise Broken(" ".join(words.split())) from None
     loops = f" of {config['outer_steps']} outer loops" if sizes["L"] else ""
     source = f"small runs in {path.parent}" if run.quick else f"{path} ({config['num_seeds']} seeds{loops})"
     return Results(arrays, config=config, path=path, source=source)
@@ -175,15 +173,10 @@ def find(names, out: pathlib.Path, exactly=False, own=True) -> tuple[dict[str, R
     return runs, ", ".join(sources), [name for name in names if name not in runs]
 
 
-def nearest(results: Results, setting: float) -> int:
-    """The index of the setting nearest to this one in the sweep of a run."""
-    return int(np.abs(results["sweep"] - setting).argmin())
-
-
-def at(results: Results, setting: float) -> int:
-    """The index of this very setting in the sweep of a run. Raises Broken."""
-    i = nearest(results, setting)
-    if not np.isclose(results["sweep"][i], setting, atol=1e-6):
+def at(results: Results, setting: float, exactly=True) -> int:
+    """The index of the setting nearest to this one in the sweep of a run. Raises Broken if it has to be this one."""
+    i = np.abs(results["sweep"] - setting).argmin()
+    if exactly and not np.isclose(results["sweep"][i], setting, atol=1e-6):
         raise Broken(f"{results['path']} has no setting {setting:g} in its sweep")
     return i
 
@@ -202,9 +195,9 @@ def mean_returns(results: Results, key: str, setting: float) -> np.ndarray:
     return results[key][at(results, setting)].mean(1).T
 
 
-def returns_on(f, x: np.ndarray) -> np.ndarray:
-    """Returns on a planar game at joint policies (..., 2) -> (..., 2)."""
-    return np.asarray(jax.vmap(f)(x.reshape(-1, 2, 1))).reshape(x.shape)
+def logistic_returns(x: np.ndarray) -> np.ndarray:
+    """Returns on the Logistic Game at joint policies (..., 2) -> (..., 2)."""
+    return np.asarray(jax.vmap(LOGISTIC)(x.reshape(-1, 2, 1))).reshape(x.shape)
 
 
 # The figures. Each function draws on an empty figure from the results of its runs, by name.
@@ -242,7 +235,7 @@ def plane(figure: Figure, rows: int, columns: int, height: float):
 def draw_fig1(figure: Figure, runs: dict):
     """Contours of both players' returns in the Logistic Game, with A and B (Fig. 1)."""
     line = np.linspace(-10, 10, 201)
-    values = returns_on(LOGISTIC, np.stack(np.meshgrid(line, line), -1).astype(np.float32))  # (x_2, x_1, 2)
+    values = logistic_returns(np.stack(np.meshgrid(line, line), -1).astype(np.float32))  # (x_2, x_1, 2)
     axes = plane(figure, 1, 2, 3.0)[0]
     for player, axis in enumerate(axes):
         image = axis.contourf(line, line, values[..., player], levels=LEVELS, extend="both")
@@ -255,18 +248,14 @@ def draw_fig1(figure: Figure, runs: dict):
 
 
 def draw_fig2(figure: Figure, runs: dict, basins: bool):
-    """Four algorithms at four settings on the Logistic Game.
-
-    Trajectories from random policies of the first seed, each to the black point at its end (Fig. 2a), or the basins of
-    attraction (Fig. 2b): white ends with x_1, x_2 > 0, gray with some of the models.
-    """
+    """The Logistic Game: trajectories from random policies, first seed (Fig. 2a), or basins of attraction (Fig. 2b)."""
     for row, (name, settings) in zip(plane(figure, 4, 4, WIDTH + 0.2), ROWS.items()):
         script, results = RUNS[name].script, runs[name]
         for axis, setting in zip(row, settings):
-            i = nearest(results, setting)
+            i = at(results, setting, exactly=False)
             title = labelled(script, results, i)
             if basins:
-                in_b = (results["endpoints"][i] > 0).all(-1).mean(0)  # (29, 29)
+                in_b = (results["endpoints"][i] > 0).all(-1).mean(0)  # (29, 29): 1, white; gray with some of the models
                 axis.imshow(in_b, cmap="gray", vmin=0, vmax=1, **CELLS)
                 title += f": {in_b.mean():.1%}"
             for path in [] if basins else results["trajectories"][i, 0]:  # (time, 2)
@@ -276,10 +265,7 @@ def draw_fig2(figure: Figure, runs: dict, basins: bool):
 
 
 def draw_fig3(figure: Figure, runs: dict):
-    """Returns on the IPD, MeVa above, LOLA below (Fig. 3): means and standard errors over policy pairs, as there.
-
-    The thin lines are the agent's with each seed.
-    """
+    """Returns on the IPD (Fig. 3), means and standard errors over policy pairs, as there; thin: the agent's by seed."""
     figure.set_size_inches(WIDTH, 4.2)
     axes = figure.subplots(2, 3, sharey=True)
     for row, script in zip(axes, ("meva", "lola")):
@@ -334,7 +320,7 @@ def draw_policies(figure: Figure, runs: dict):
     axes = figure.subplots(2, 3, sharex=True, sharey=True)
     for row, script, setting in zip(axes, ("meva", "lola"), (0.99, 10)):
         results = runs[f"{script}_ipd"]
-        i = nearest(results, setting)
+        i = at(results, setting, exactly=False)
         for axis, (key, (heading, other)) in zip(row, zip(POLICIES, PLAYS.values())):
             agent, opponent = strategies(results[key][i]).reshape(-1, 2).T
             counts, *_ = np.histogram2d(opponent, agent, np.arange(33))
@@ -351,17 +337,14 @@ def draw_policies(figure: Figure, runs: dict):
 
 
 def draw_steps(figure: Figure, runs: dict, of_meva: bool):
-    """Where the first seed's policies go on the Logistic Game, arrows on every other grid point.
-
-    Either by MeVa, over its learned meta-value of player 1 (normalised), or by each algorithm, over how far they go.
-    """
+    """The first seed's steps on the Logistic Game, over MeVa's normalised value of player 1 or over their length."""
     settings = [("naive", 1), ("lola", 5), ("hola", 5), ("cola", 5), ("meva", 0.9)]
     if of_meva:
         settings = [("meva", gamma) for gamma in (0, 0.8, 0.9, 0.95, 0.99)]
     axes = plane(figure, 1, 5, 1.6)[0]
     for axis, (script, setting) in zip(axes, settings):
         results = runs[f"{script}_logistic"]
-        i = nearest(results, setting)
+        i = at(results, setting, exactly=False)
         grid, steps = results["grid"], results["field"][i, 0]
         length = np.linalg.norm(steps, axis=-1)
         if of_meva:
@@ -382,7 +365,8 @@ def draw_ablations(figure: Figure, runs: dict):
     *axes, right = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.2))
     rows = np.arange(len(ABLATIONS))[::-1]
     for axis, (key, (heading, _)) in zip(axes, PLAYS.items()):
-        agents = [runs[name][key][nearest(runs[name], 0.99)].mean(1)[:, 0] for name in ABLATIONS]  # (seed,) each
+        returns = [runs[name][key][at(runs[name], 0.99, exactly=False)] for name in ABLATIONS]  # (seed, pair, 2) each
+        agents = [samples.mean(1)[:, 0] for samples in returns]
         for row, agent in zip(rows, agents):
             axis.plot(agent, np.full(len(agent), row), ".", color=COLORS["meva"], markersize=3, alpha=0.6)
             axis.errorbar(agent.mean(), row, xerr=standard_error(agent), fmt="|", color="black", capsize=2)
@@ -471,7 +455,7 @@ def the_games():
     yield "5.1", "two stable fixed points, A and B; the origin is a saddle point", numbers, holds
 
     moves = np.linspace(-10, 10, 401, dtype=np.float32)  # of player 1
-    values = [returns_on(LOGISTIC, np.stack([moves, np.full_like(moves, other)], -1))[:, 0] for other in (A, B)]
+    values = [logistic_returns(np.stack([moves, np.full_like(moves, other)], -1))[:, 0] for other in (A, B)]
     (to_a, at_a), (to_b, at_b) = ((moves[value.argmax()], value.max()) for value in values)
     numbers = f"the best reply to A is {to_a:.2f}, a return of {at_a:.2f}; to B {to_b:.2f}, a return of {at_b:.2f}"
     holds = abs(to_a - A) < 0.1 and abs(to_b - B) < 0.1 and at_a < at_b
@@ -558,7 +542,7 @@ def meta_values(meva):
     paths = paths[np.linalg.norm(paths[:, 0] - A, axis=-1) < 3]
     own = np.asarray(jax.vmap(partial(simultaneous_gradient, LOGISTIC))(paths[:, 0, :, None]))[..., 0]
     against = ((paths[:, 1] - paths[:, 0]) * own < 0).any(-1)  # some player's step lowers its return, to first order
-    value = returns_on(LOGISTIC, paths).mean(-1)  # (path, time), of both players
+    value = logistic_returns(paths).mean(-1)  # (path, time), of both players
     dip, gain = value[:, 0] - value.min(1), value[:, -1] - value[:, 0]
     numbers = f"gamma = .95: in {against.sum()} of {len(paths)} paths from within 3 of A a player first steps against "
     numbers += f"its own gradient; returns fall by {dip.mean():.2f} on the way and end {gain.mean():.2f} higher"
@@ -579,6 +563,13 @@ def only_meva(lola, hola, cola, meva):
 def naive_fails(naive):
     value = naive["self_play"][0].mean(1)[:, 0]
     yield "5.2", "naive learning fails to find tit-for-tat, and defects", spread(value), value.mean() < -1.9
+
+
+def far_ahead(results: Results, settings) -> tuple[str, np.ndarray]:
+    """The agent's returns in self-play and against a best response: in words, and means over seeds, (play, setting)."""
+    agents = {key: [mean_returns(results, key, setting)[0] for setting in settings] for key in list(PLAYS)[:2]}
+    words = "; ".join(f"{PLAYS[key][0]} {', '.join(map(spread, values))}" for key, values in agents.items())
+    return words, np.mean(list(agents.values()), -1)
 
 
 @claims("meva_ipd")
@@ -614,12 +605,9 @@ def cooperation(meva):
     holds = found[0.99].mean() > 0.5
     yield "5", "MeVa does not simply cooperate unconditionally but learns to play tit-for-tat", numbers, holds
 
-
-def far_ahead(results: Results, settings) -> tuple[str, np.ndarray]:
-    """The agent's returns in self-play and against a best response: in words, and means over seeds, (play, setting)."""
-    agents = {key: [mean_returns(results, key, setting)[0] for setting in settings] for key in list(PLAYS)[:2]}
-    words = "; ".join(f"{PLAYS[key][0]} {', '.join(map(spread, values))}" for key, values in agents.items())
-    return words, np.mean(list(agents.values()), -1)
+    words, means = far_ahead(meva, (0.99, 0.995, 0.999))
+    numbers, holds = f"{words} at gamma = 0.99, 0.995, 0.999", (means > -1.2).all()
+    yield "5.2", "MeVa retains the desirable features and is easier to extend farther into the future", numbers, holds
 
 
 @claims("lola_ipd")
@@ -635,13 +623,6 @@ def lola_alike(lola):
     yield "5.2", "but its alpha can only be increased so far before results deteriorate", numbers, holds
 
 
-@claims("meva_ipd")
-def meva_far(meva):
-    words, means = far_ahead(meva, (0.99, 0.995, 0.999))
-    numbers, holds = f"{words} at gamma = 0.99, 0.995, 0.999", (means > -1.2).all()
-    yield "5.2", "MeVa retains the desirable features and is easier to extend farther into the future", numbers, holds
-
-
 # The tables, in Markdown, from those of their runs that are there
 
 
@@ -651,15 +632,16 @@ def table(heading, rows) -> str:
 
 
 def table_of_claims(runs: dict[str, Results]) -> str:
-    """The paper's claims beside our numbers, and the commands of the runs."""
+    """The paper's claims beside our numbers, and the commands of all runs."""
     rows = []
     for names, measure in CLAIMS:
         if runs.keys() >= set(names):
             files = ", ".join(f"`{name}`" for name in names)
             for section, statement, numbers, holds in measure(*map(runs.get, names)):
                 rows.append((section, statement, numbers, "yes" if holds else "**no**", files))
-    commands = table(("run", "command"), [(f"`{name}`", f"`{command(name)}`") for name in runs])
-    return table(("Sec.", "the paper", "here", "holds", "runs"), rows) + "\n\n" + commands
+    commands = [(f"`{name}`", f"`{command(name)}`") for name, run in RUNS.items() if not run.quick]
+    tables = table(("Sec.", "the paper", "here", "holds", "runs"), rows), table(("run", "command"), commands)
+    return "\n\n".join(tables)
 
 
 def table_of_ablations(runs: dict[str, Results]) -> str:
@@ -734,21 +716,18 @@ def table_of_tandem(runs: dict[str, Results]) -> str:
 
 
 def table_of_games(runs: dict[str, Results]) -> str:
-    """Every algorithm on every game, from small runs, in three plays.
-
-    At gamma = .99 or what is nearest, or at the largest look-ahead up to 10 of the sweep, if any.
-    """
+    """Every algorithm on every game, from small runs: at gamma = .99, or at the largest look-ahead up to 10."""
     tables = []
     for key, (heading, other) in PLAYS.items():
         rows = {game: [f"`{game}`"] for game in GAMES}
         for game, script in itertools.product(GAMES, TITLES):
             results = runs.get(f"games/{script}_{game}")
             if results:
-                sweep = results["sweep"]
-                i = nearest(results, 0.99) if script == "meva" else int(np.where(sweep <= 10, sweep, -1).argmax())
+                i = np.where(results["sweep"] <= 10, results["sweep"], -1).argmax()
+                i = at(results, 0.99, exactly=False) if script == "meva" else i
             rows[game].append(cell(results, key, i, digits=2) if results else "")
-        words = f"{heading.capitalize()}, agent : {other}:"
-        tables += [words, table(("", *TITLES.values()), rows.values())]
+        there = [cells for cells in rows.values() if any(cells[1:])]
+        tables += [f"{heading.capitalize()}, agent : {other}:", table(("", *TITLES.values()), there)]
     return "\n\n".join(tables)
 
 
@@ -776,7 +755,7 @@ TABLES = {
 }
 
 
-def write(path: pathlib.Path, save: Callable):
+def write(path: pathlib.Path, save):
     """Write a file by `save(file)`, beside its name, where no other process does, and move it into place."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -802,13 +781,15 @@ def draw_figure(name: str, out: pathlib.Path, extension: str) -> list[str]:
     return missing
 
 
-def report(text: str, out: pathlib.Path) -> tuple[str, list[str]]:
-    """The text with its tables made anew, from results/paper/ alone, and the names of the runs that are missing there."""
-    lacking = []
+def report(path: pathlib.Path, out: pathlib.Path) -> tuple[str, list[str]]:
+    """The text of this file with all tables made anew from results/paper/, and the names of runs missing there."""
+    frame = "\n".join(f"<!-- table {name} -->\n\n<!-- end -->\n" for name in TABLES)
+    text, lacking = path.read_text("utf-8") if path.exists() else frame, []
     for name, (make, names) in TABLES.items():
         runs, _, missing = find(names, out, exactly=True, own=False)
         before, after = f"<!-- table {name} -->\n", "\n<!-- end -->"
-        text = re.sub(f"{before}.*?{after}", lambda _: f"{before}\n{make(runs)}\n{after}", text, flags=re.DOTALL)
+        made = make(runs) + f"\n\nMissing here: {', '.join(missing)}." * bool(missing)
+        text = re.sub(f"{before}.*?{after}", lambda _: f"{before}\n{made}\n{after}", text, flags=re.DOTALL)
         lacking += missing
     return text, lacking
 
@@ -829,30 +810,33 @@ def main(argv=None):
     if not args.out.is_dir():
         parser.error(f"argument --out: takes a folder that is there, not {args.out}")
     try:
+        missing = {}  # the names of runs, by what they are missing for
         if args.table:
             make, names = TABLES[args.table]
-            runs, sources, lacking = find(names, args.out, exactly=True)
+            runs, sources, missing[args.table] = find(names, args.out, exactly=True)
             print(f"From {sources or 'no run'}; ± standard errors.\n\n{make(runs)}")
-            missing = {args.table: lacking}
         elif args.report:
             path = args.out / "results/paper/README.md"
-            text, lacking = report(path.read_text(), args.out)
+            text, missing["the report"] = report(path, args.out)
             write(path, lambda file: file.write(text.encode()))
             print(f"wrote {path}")
-            missing = {"the report": lacking}
         else:
-            asked = [args.figure] if args.figure else FIGURES
-            missing = {name: draw_figure(name, args.out, args.format or "png") for name in asked}
+            for name in [args.figure] if args.figure else FIGURES:
+                missing[name] = draw_figure(name, args.out, args.format or "png")
+        lacking = dict.fromkeys(sum(missing.values(), []))  # each once
+        small = [name for name in lacking if RUNS[name].quick and not (args.figure or args.table)]
+        if small:
+            kind = "table" if args.report else "figure"
+            print(f"missing for games: {len(small)} small runs; --{kind} games names them")
+        for name in [name for name in lacking if name not in small]:
+            waiting = ", ".join(what for what, names in missing.items() if name in names)
+            print(f"missing for {waiting}: {command(name, args.out)}")
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Broken, OSError) as error:
-        parser.exit(2, f"{parser.prog}: error: argument --out: takes a folder with whole results ({error})\n")
-    lacking = dict.fromkeys(sum(missing.values(), []))  # each once
-    small = [name for name in lacking if RUNS[name].quick and not (args.figure or args.table)]
-    if small:
-        print(f"missing for games: {len(small)} small runs; --{'table' if args.report else 'figure'} games names them")
-    for name in [name for name in lacking if name not in small]:
-        waiting = ", ".join(what for what, names in missing.items() if name in names)
-        print(f"missing for {waiting}: {command(name, args.out)}")
-    if lacking and (args.figure or args.table or args.report):
+        parser.exit(2, f"{parser.prog}: error: argument --out: takes a writable folder with whole results ({error})\n")
+    if any(missing.values()) and (args.figure or args.table or args.report):
         parser.exit(1)
 
 
