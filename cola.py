@@ -90,7 +90,7 @@ class Config:
 
 
 PLANAR = dict(blocks=1, model_lr=3e-3, eval_pairs=32, eval_steps=200)
-TANDEM = dict(alpha_max=0.5, eval_alphas=(0.0, 0.1, 0.2, 0.3, 0.5))  # HOLA(n) converges to COLA below 3/8
+TANDEM = dict(alpha_max=0.5, eval_alphas=(0.0, 0.1, 0.2, 0.3, 0.5))  # HOLA(n) tends to COLA below 3/8
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
@@ -131,10 +131,10 @@ def mlp_init(key: jax.Array, inputs: int, width: int, blocks: int) -> dict:
 
 
 def mlp(params: dict, x: jax.Array, last=jax.nn.gelu) -> jax.Array:
-    """Residual blocks between two layer-normalised nonlinear layers (App. D). (..., inputs) -> (..., width)."""
+    """Residual blocks between two layer-normalised layers (App. D), GELU by tanh. (..., inputs) -> (..., width)."""
     h = jax.nn.gelu(normed_linear(params["first"], x))
     for block in params["blocks"]:
-        gate = jax.nn.sigmoid(block["gate"])  # learned, one for each unit
+        gate = jax.nn.sigmoid(block["gate"])  # learned, one for each unit; half open at first
         h = gate * h + (1 - gate) * linear(block["out"], jax.nn.gelu(normed_linear(block["in"], h)))
     return last(normed_linear(params["last"], h))
 
@@ -410,7 +410,7 @@ def main(argv=None):
     if jax.process_index() > 0:
         return
     write(args.results, partial(np.savez_compressed, config=described, **results))
-    figure = Figure(figsize=(2 * len(results["sweep"]) + 1, 8) if game.planar else (20, 8), layout="constrained")
+    figure = Figure(figsize=(2 * len(results["sweep"]) + 1, 8) if game.planar else (20, 9), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(5, 3))
     top.suptitle(f"{NAME} on {game.name}, {config.num_seeds} seed(s)")
     draw(top, results, game)
@@ -424,7 +424,7 @@ def main(argv=None):
 # --- shared: devices and checkpoints ---
 SWITCHES = {
     "resume": dict(action="store_true", help="go on from the checkpoint, if there is one"),
-    "distributed": dict(nargs="*", help="share the seeds with other processes: HOST:PORT COUNT INDEX, or as JAX detects"),
+    "distributed": dict(nargs="*", help="share seeds with other processes: HOST:PORT COUNT INDEX, or as JAX detects"),
 }
 gather = partial(process_allgather, tiled=True)  # arrays over all seeds, in numpy, in every process
 
@@ -561,8 +561,8 @@ def draw(figure, results: dict, game: Game):
             top.set(title=f"{SYMBOL} = {settings[i]}", ylabel="$x_2$", aspect=1, xlim=(-edge, edge), ylim=(-edge, edge))
             bottom.set(title=f"{in_b.mean():.1%} at $x_1, x_2 > 0$", xlabel="$x_1$", ylabel="$x_2$")
         return
-    grid = figure.subplots(len(rows), len(rows[0]) + 1, squeeze=False)
-    for seat, (row, (*axes, last)) in enumerate(zip(rows, grid)):
+    panels = figure.subplots(len(rows), len(rows[0]) + 1, squeeze=False)
+    for seat, (row, (*axes, last)) in enumerate(zip(rows, panels)):
         for axis, (title, agent, other, returns, mean, error) in zip(axes, row):
             axis.errorbar(settings, mean[:, 0], error[:, 0], fmt="o-", color=COLOR, label=agent)
             axis.errorbar(settings, mean[:, 1], error[:, 1], fmt="s--", color="black", label=other)
@@ -572,9 +572,8 @@ def draw(figure, results: dict, game: Game):
             axis.legend()
         seen = jnp.vectorize(game.features, signature="(p,n)->(p,n)")(results["policies"])[..., seat, :].mean((1, 2))
         columns = dict(zip(settings, seen)) | ({"tit-for-tat": (1, 0, 0, 1, 1)} if game.iterated else {})
-        table = np.transpose(list(columns.values()))
-        last.imshow(table, cmap="YlGn", vmax=1.5 * table.max(), aspect="auto")
-        for (i, j), value in np.ndenumerate(table):
+        last.imshow(np.transpose([*columns.values()]), cmap="YlGn", aspect="auto", alpha=0.7)
+        for (j, i), value in np.ndenumerate([*columns.values()]):
             last.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small")
         last.set_xticks(range(len(columns)), columns, rotation=45)
         last.set(title="policies in self-play", xlabel=SYMBOL, yticks=range(game.n), yticklabels=game.labels)
@@ -597,8 +596,7 @@ if __name__ == "__main__":
     except BrokenPipeError:  # whoever read the output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, AssertionError) as error:  # from outside: a line
-        # JAX raises an AssertionError without a word where JAX_PLATFORMS names what is not there.
-        reason = str(error) or f"(JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')})"
+        reason = str(error) or os.environ.get("JAX_PLATFORMS", "")  # JAX says nothing if that names what is not there
         print(f"{NAME}.py: {type(error).__name__} {reason}".splitlines()[0], file=sys.stderr)
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 # --- end shared ---

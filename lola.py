@@ -6,8 +6,9 @@ App. B. Player 1 looks one naive step of its opponent ahead and differentiates t
     d/dx_1 f_1(x_1, x_2 + alpha d f_2/d x_2 (x_1, x_2)),
 
 and player 2 likewise (Eq. 2, but for the player's own imagined step). `--variant` has the relatives of this exact form,
-as `lola_gradient` explains. Returns here are normalised: on the IPD, alpha = 25 is a step of 1 in code that does not
-multiply them by 1 - discount = 0.04.
+as `lola_gradient` explains: two Taylor expansions of it, and LookAhead.
+
+Returns here are normalised: on the IPD, alpha = 25 is a step of 1 in code that does not multiply them by 1 - discount.
 
     python lola.py --game ipd          the paper's Fig. 3b: 15 seconds on a 2-core CPU
     python lola.py --game logistic     the paper's Fig. 2, LOLA's rows: 5 seconds
@@ -92,6 +93,7 @@ def lola_gradient(f, x: jax.Array, alpha, variant: str = "exact") -> jax.Array:
     chex.assert_shape(x, (2, None))
     alpha = jnp.broadcast_to(jnp.asarray(alpha, x.dtype), 2)
 
+    # Each row is a chain of gradients of its own, in which nothing is computed that it does not need.
     def gradient(i, j):  # row i, (n,), with j the other player
         def surrogate(own):
             joint = x.at[i].set(own)
@@ -134,7 +136,7 @@ def main(argv=None):
     results |= {"config": described, "sweep": np.ravel(np.float32(getattr(config, SWEEP)))}
     results |= {"grid": np.asarray(planar_grid(game))} if game.planar else {}
     write(args.results, partial(np.savez_compressed, **results))
-    figure = Figure(figsize=(2 * len(results["sweep"]) + 1, 5) if game.planar else (20, 5), layout="constrained")
+    figure = Figure(figsize=(2 * len(results["sweep"]) + 1, 5) if game.planar else (20, 6), layout="constrained")
     figure.suptitle(f"{NAME} on {game.name}, {config.num_seeds} seed(s)")
     draw(figure, results, game)
     write(args.figure, partial(figure.savefig, dpi=150))
@@ -217,8 +219,8 @@ def draw(figure, results: dict, game: Game):
             top.set(title=f"{SYMBOL} = {settings[i]}", ylabel="$x_2$", aspect=1, xlim=(-edge, edge), ylim=(-edge, edge))
             bottom.set(title=f"{in_b.mean():.1%} at $x_1, x_2 > 0$", xlabel="$x_1$", ylabel="$x_2$")
         return
-    grid = figure.subplots(len(rows), len(rows[0]) + 1, squeeze=False)
-    for seat, (row, (*axes, last)) in enumerate(zip(rows, grid)):
+    panels = figure.subplots(len(rows), len(rows[0]) + 1, squeeze=False)
+    for seat, (row, (*axes, last)) in enumerate(zip(rows, panels)):
         for axis, (title, agent, other, returns, mean, error) in zip(axes, row):
             axis.errorbar(settings, mean[:, 0], error[:, 0], fmt="o-", color=COLOR, label=agent)
             axis.errorbar(settings, mean[:, 1], error[:, 1], fmt="s--", color="black", label=other)
@@ -228,9 +230,8 @@ def draw(figure, results: dict, game: Game):
             axis.legend()
         seen = jnp.vectorize(game.features, signature="(p,n)->(p,n)")(results["policies"])[..., seat, :].mean((1, 2))
         columns = dict(zip(settings, seen)) | ({"tit-for-tat": (1, 0, 0, 1, 1)} if game.iterated else {})
-        table = np.transpose(list(columns.values()))
-        last.imshow(table, cmap="YlGn", vmax=1.5 * table.max(), aspect="auto")
-        for (i, j), value in np.ndenumerate(table):
+        last.imshow(np.transpose([*columns.values()]), cmap="YlGn", aspect="auto", alpha=0.7)
+        for (j, i), value in np.ndenumerate([*columns.values()]):
             last.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small")
         last.set_xticks(range(len(columns)), columns, rotation=45)
         last.set(title="policies in self-play", xlabel=SYMBOL, yticks=range(game.n), yticklabels=game.labels)
@@ -253,8 +254,7 @@ if __name__ == "__main__":
     except BrokenPipeError:  # whoever read the output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, AssertionError) as error:  # from outside: a line
-        # JAX raises an AssertionError without a word where JAX_PLATFORMS names what is not there.
-        reason = str(error) or f"(JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')})"
+        reason = str(error) or os.environ.get("JAX_PLATFORMS", "")  # JAX says nothing if that names what is not there
         print(f"{NAME}.py: {type(error).__name__} {reason}".splitlines()[0], file=sys.stderr)
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 # --- end shared ---

@@ -136,10 +136,10 @@ def mlp_init(key: jax.Array, inputs: int, width: int, blocks: int) -> dict:
 
 
 def mlp(params: dict, x: jax.Array, last=jax.nn.gelu) -> jax.Array:
-    """Residual blocks between two layer-normalised nonlinear layers (App. D). (..., inputs) -> (..., width)."""
+    """Residual blocks between two layer-normalised layers (App. D), GELU by tanh. (..., inputs) -> (..., width)."""
     h = jax.nn.gelu(normed_linear(params["first"], x))
     for block in params["blocks"]:
-        gate = jax.nn.sigmoid(block["gate"])  # learned, one for each unit
+        gate = jax.nn.sigmoid(block["gate"])  # learned, one for each unit; half open at first
         h = gate * h + (1 - gate) * linear(block["out"], jax.nn.gelu(normed_linear(block["in"], h)))
     return last(normed_linear(params["last"], h))
 
@@ -202,7 +202,10 @@ def model_gradient(params, game: Game, x: jax.Array, gamma: jax.Array, signs=1.0
 
 
 def meva_gradient(params, game: Game, x: jax.Array, gamma: jax.Array, config: Config) -> jax.Array:
-    """The field that policies follow: grad V (Eq. 6), or grad f + gamma grad U (Sec. 4.1). (2, n), (2,) -> (2, n)."""
+    """The field that policies follow: grad V (Eq. 6), or grad f + gamma grad U (Sec. 4.1). (2, n), (2,) -> (2, n).
+
+    As in Algorithm 1 U is normalised and f is not, which weighs the future less than Sec. 4.1 does.
+    """
     gradient = model_gradient(params, game, x, gamma)
     if config.form == "U":
         gamma = jnp.broadcast_to(jnp.asarray(gamma, gradient.dtype), 2)
@@ -231,7 +234,7 @@ def lambda_returns(rewards: jax.Array, values: jax.Array, gamma: jax.Array, boot
 def quantile_loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     """Quantile regression with the Huber loss, D of App. C (Dabney et al., 2018, Eq. 10). (..., M), (..., M) -> (...).
 
-    sum_i mean_j |tau_i - [e_ij < 0]| huber(e_ij), with e_ij = target_j - prediction_i and tau_i = (i + 1/2) / M.
+    sum_i mean_j |tau_i - [e_ij < 0]| huber(e_ij), e_ij = target_j - prediction_i, tau_i = (i + 1/2) / M, kappa = 1.
     """
     chex.assert_equal_shape([predictions, targets])
     count = predictions.shape[-1]
@@ -240,7 +243,7 @@ def quantile_loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     for j in range(count):  # unrolled: ten times faster on a CPU than one (..., M, M) broadcast
         error = targets[..., j : j + 1] - predictions
         loss += jnp.abs(tau - (error < 0)) * optax.losses.huber_loss(error)
-    return loss @ jnp.full(count, 1 / count, loss.dtype)  # not loss.sum(-1), which XLA would fuse with the loop into scalar code
+    return loss @ jnp.full(count, 1 / count, loss.dtype)  # loss.sum(-1) would be fused into scalar code
 
 
 def td_loss(params, target_params, game: Game, xs: jax.Array, gamma: jax.Array, config: Config):
@@ -326,7 +329,7 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config):
     signs = 1.0 - 2.0 * jax.random.bernoulli(key_signs, config.flip_prob, (config.batch_size, 2, config.hidden))
 
     @jax.vmap
-    def explore(x, gamma, signs):  # k steps along the model's gradient alone (Algorithm 1 with footnote 2)
+    def explore(x, gamma, signs):  # k steps (read literally k + 1) along the model's gradient alone (footnote 2)
         return follow(lambda x: model_gradient(explorer, game, x, gamma, signs), x, config.lr, config.stride)[0]
 
     def stretch(carry, key):
@@ -356,8 +359,8 @@ def chunk_length(config: Config) -> int:
 def train_chunk(key: jax.Array, state: TrainState, game: Game, config: Config):
     """One chunk of training, for one seed. `key` is the seed's, whatever the chunk. Returns (state, metrics).
 
-    The metrics are `loss`, `td_error` and `gradient_norm`, one for each outer loop, and `self_play_curve`, (1,): the mean
-    return of 32 agents after 200 steps at gamma = .95 (or at --fixed-gamma), of player 1 where they are not alike.
+    The metrics are `loss`, `td_error` and `gradient_norm`, one for each outer loop, and `self_play_curve`, (1,), the
+    mean return of 32 agents after 200 steps at gamma = .95 (or at --fixed-gamma), of player 1 where they are not alike.
     """
     keys = jax.vmap(partial(jax.random.fold_in, key))(1 + state.step + jnp.arange(chunk_length(config)))
     state, metrics = jax.lax.scan(lambda state, key: outer_step(key, state, game, config), state, keys)
@@ -453,7 +456,7 @@ def main(argv=None):
     if jax.process_index() > 0:
         return
     write(args.results, partial(np.savez_compressed, config=described, **results))
-    figure = Figure(figsize=(2 * len(results["sweep"]) + 1, 8) if game.planar else (20, 8), layout="constrained")
+    figure = Figure(figsize=(2 * len(results["sweep"]) + 1, 8) if game.planar else (20, 9), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(5, 3))
     top.suptitle(f"{NAME}, form {config.form}, on {game.name}, {config.num_seeds} seed(s)")
     draw(top, results, game)
@@ -469,7 +472,7 @@ def main(argv=None):
 # --- shared: devices and checkpoints ---
 SWITCHES = {
     "resume": dict(action="store_true", help="go on from the checkpoint, if there is one"),
-    "distributed": dict(nargs="*", help="share the seeds with other processes: HOST:PORT COUNT INDEX, or as JAX detects"),
+    "distributed": dict(nargs="*", help="share seeds with other processes: HOST:PORT COUNT INDEX, or as JAX detects"),
 }
 gather = partial(process_allgather, tiled=True)  # arrays over all seeds, in numpy, in every process
 
@@ -606,8 +609,8 @@ def draw(figure, results: dict, game: Game):
             top.set(title=f"{SYMBOL} = {settings[i]}", ylabel="$x_2$", aspect=1, xlim=(-edge, edge), ylim=(-edge, edge))
             bottom.set(title=f"{in_b.mean():.1%} at $x_1, x_2 > 0$", xlabel="$x_1$", ylabel="$x_2$")
         return
-    grid = figure.subplots(len(rows), len(rows[0]) + 1, squeeze=False)
-    for seat, (row, (*axes, last)) in enumerate(zip(rows, grid)):
+    panels = figure.subplots(len(rows), len(rows[0]) + 1, squeeze=False)
+    for seat, (row, (*axes, last)) in enumerate(zip(rows, panels)):
         for axis, (title, agent, other, returns, mean, error) in zip(axes, row):
             axis.errorbar(settings, mean[:, 0], error[:, 0], fmt="o-", color=COLOR, label=agent)
             axis.errorbar(settings, mean[:, 1], error[:, 1], fmt="s--", color="black", label=other)
@@ -617,9 +620,8 @@ def draw(figure, results: dict, game: Game):
             axis.legend()
         seen = jnp.vectorize(game.features, signature="(p,n)->(p,n)")(results["policies"])[..., seat, :].mean((1, 2))
         columns = dict(zip(settings, seen)) | ({"tit-for-tat": (1, 0, 0, 1, 1)} if game.iterated else {})
-        table = np.transpose(list(columns.values()))
-        last.imshow(table, cmap="YlGn", vmax=1.5 * table.max(), aspect="auto")
-        for (i, j), value in np.ndenumerate(table):
+        last.imshow(np.transpose([*columns.values()]), cmap="YlGn", aspect="auto", alpha=0.7)
+        for (j, i), value in np.ndenumerate([*columns.values()]):
             last.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small")
         last.set_xticks(range(len(columns)), columns, rotation=45)
         last.set(title="policies in self-play", xlabel=SYMBOL, yticks=range(game.n), yticklabels=game.labels)
@@ -642,8 +644,7 @@ if __name__ == "__main__":
     except BrokenPipeError:  # whoever read the output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, AssertionError) as error:  # from outside: a line
-        # JAX raises an AssertionError without a word where JAX_PLATFORMS names what is not there.
-        reason = str(error) or f"(JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')})"
+        reason = str(error) or os.environ.get("JAX_PLATFORMS", "")  # JAX says nothing if that names what is not there
         print(f"{NAME}.py: {type(error).__name__} {reason}".splitlines()[0], file=sys.stderr)
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 # --- end shared ---

@@ -93,7 +93,7 @@ def main(argv=None):
     results |= {"config": described, "sweep": np.ravel(np.float32(getattr(config, SWEEP)))}
     results |= {"grid": np.asarray(planar_grid(game))} if game.planar else {}
     write(args.results, partial(np.savez_compressed, **results))
-    figure = Figure(figsize=(2 * len(results["sweep"]) + 1, 5) if game.planar else (20, 5), layout="constrained")
+    figure = Figure(figsize=(2 * len(results["sweep"]) + 1, 5) if game.planar else (20, 6), layout="constrained")
     figure.suptitle(f"{NAME} on {game.name}, {config.num_seeds} seed(s)")
     draw(figure, results, game)
     write(args.figure, partial(figure.savefig, dpi=150))
@@ -176,8 +176,8 @@ def draw(figure, results: dict, game: Game):
             top.set(title=f"{SYMBOL} = {settings[i]}", ylabel="$x_2$", aspect=1, xlim=(-edge, edge), ylim=(-edge, edge))
             bottom.set(title=f"{in_b.mean():.1%} at $x_1, x_2 > 0$", xlabel="$x_1$", ylabel="$x_2$")
         return
-    grid = figure.subplots(len(rows), len(rows[0]) + 1, squeeze=False)
-    for seat, (row, (*axes, last)) in enumerate(zip(rows, grid)):
+    panels = figure.subplots(len(rows), len(rows[0]) + 1, squeeze=False)
+    for seat, (row, (*axes, last)) in enumerate(zip(rows, panels)):
         for axis, (title, agent, other, returns, mean, error) in zip(axes, row):
             axis.errorbar(settings, mean[:, 0], error[:, 0], fmt="o-", color=COLOR, label=agent)
             axis.errorbar(settings, mean[:, 1], error[:, 1], fmt="s--", color="black", label=other)
@@ -187,9 +187,8 @@ def draw(figure, results: dict, game: Game):
             axis.legend()
         seen = jnp.vectorize(game.features, signature="(p,n)->(p,n)")(results["policies"])[..., seat, :].mean((1, 2))
         columns = dict(zip(settings, seen)) | ({"tit-for-tat": (1, 0, 0, 1, 1)} if game.iterated else {})
-        table = np.transpose(list(columns.values()))
-        last.imshow(table, cmap="YlGn", vmax=1.5 * table.max(), aspect="auto")
-        for (i, j), value in np.ndenumerate(table):
+        last.imshow(np.transpose([*columns.values()]), cmap="YlGn", aspect="auto", alpha=0.7)
+        for (j, i), value in np.ndenumerate([*columns.values()]):
             last.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small")
         last.set_xticks(range(len(columns)), columns, rotation=45)
         last.set(title="policies in self-play", xlabel=SYMBOL, yticks=range(game.n), yticklabels=game.labels)
@@ -212,8 +211,7 @@ if __name__ == "__main__":
     except BrokenPipeError:  # whoever read the output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, AssertionError) as error:  # from outside: a line
-        # JAX raises an AssertionError without a word where JAX_PLATFORMS names what is not there.
-        reason = str(error) or f"(JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')})"
+        reason = str(error) or os.environ.get("JAX_PLATFORMS", "")  # JAX says nothing if that names what is not there
         print(f"{NAME}.py: {type(error).__name__} {reason}".splitlines()[0], file=sys.stderr)
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 # --- end shared ---
