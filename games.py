@@ -365,13 +365,6 @@ def survey(game: Game, field, lr: float, steps: int) -> dict[str, jax.Array]:
     }
 
 
-PLAYS = {  # beside self-play, by the array of the returns: a title, and who the other player is
-    "best_response": ("against a best response", "best response"),
-    "exact_best_response": ("against the exact best response", "exact best response"),
-    "versus_naive": ("with a naive learner", "naive learner"),
-}
-
-
 def evaluate_game(key, game: Game, field, strength, lr: float, steps: int, pairs: int) -> dict[str, jax.Array]:
     """Agents of this strength in self-play, against a best response, and beside a naive learner (Fig. 3).
 
@@ -388,8 +381,8 @@ def evaluate_game(key, game: Game, field, strength, lr: float, steps: int, pairs
 
     Returns:
       Returns (pair, 2) as `self_play`, `best_response`, `exact_best_response` (iterated games), `versus_naive`; the
-      policies that got them, (pair, 2, n), as `policies` and by `POLICIES`; in planar games `trajectories`,
-      (pair, steps + 1, 2), and what `survey` returns.
+      policies that got them, (pair, 2, n), as `policies`, `response_policies`, `exact_response_policies`,
+      `versus_naive_policies`; in planar games `trajectories`, (pair, steps + 1, 2), and what `survey` returns.
     """
     agents = jnp.array([[True, True], [True, False], [False, True]])[: 2 if game.symmetric else 3]  # who is one
 
@@ -419,27 +412,29 @@ def evaluate_game(key, game: Game, field, strength, lr: float, steps: int, pairs
 
     results = jax.vmap(one_pair)(jax.random.split(key, pairs))
     if game.planar:
-        both = jnp.stack([strength, strength])
-        results |= survey(game, lambda x: field(x, both), lr, steps)
+        results |= survey(game, lambda x: field(x, jnp.stack([strength, strength])), lr, steps)
     return results
 
 
 def plays(results: dict, game: Game) -> list[list[tuple]]:
     """What was played in the arrays of `evaluate_game`, with leading axes (sweep, seed): a list for each seat.
 
-    Of each play (title, agent, other, returns, mean, error): who plays, returns (sweep, seed, pair, 2), the agent's first,
-    and their mean and standard error over the policy pairs of all seeds, (sweep, 2) each.
+    Of each play (title, agent, other, returns, mean, error): who plays, returns (sweep, seed, pair, 2), the agent's
+    first, and their mean and standard error over the policy pairs of all seeds, (sweep, 2) each.
     """
-
-    def play(seat, title, other, returns):
-        pairs, agent = returns.reshape(len(returns), -1, 2), "agent" if game.symmetric else f"player {seat + 1}"
-        with np.errstate(all="ignore"):  # where policies diverged, and of a single pair
-            return title, agent, other, returns, pairs.mean(1), pairs.std(1) / np.sqrt(pairs.shape[1] - 1)
-
-    def row(seat):
-        yield play(seat, "self-play", "other agent", results["self_play"][..., :: 1 - 2 * seat])
-        for name, (title, other) in PLAYS.items():
-            if name + "_2" * seat in results:
-                yield play(seat, title, other, results[name + "_2" * seat])
-
-    return [list(row(seat)) for seat in range(1 if game.symmetric else 2)]
+    rows = []
+    for seat, agent in enumerate(["agent"] if game.symmetric else ["player 1", "player 2"]):
+        rows.append([])
+        for name, title, other in (
+            ("self_play", "self-play", "other agent"),
+            ("best_response", "against a best response", "best response"),
+            ("exact_best_response", "against the exact best response", "exact best response"),
+            ("versus_naive", "with a naive learner", "naive learner"),
+        ):
+            if name in results:
+                returns = results[name][..., :: 1 - 2 * seat] if name == "self_play" else results[name + "_2" * seat]
+                pairs = returns.reshape(len(returns), -1, 2)
+                with np.errstate(all="ignore"):  # where policies diverged, and of a single pair
+                    error = pairs.std(1) / np.sqrt(pairs.shape[1] - 1)
+                    rows[-1].append((title, agent, other, returns, pairs.mean(1), error))
+    return rows
