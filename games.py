@@ -8,10 +8,9 @@ order `init, DD, CD, DC, CC`. In every label the first letter is one's own actio
 both players: cooperate at first and wherever the second letter is C. Joint states are `(DD, CD, DC, CC)` as player 1
 sees them: what is CD to player 1 is DC to player 2.
 
-Add a game with one entry in `GAMES`: README.md has an example. What becomes of policies that follow some learning rule
-in a game is below the games: `follow`, `survey`, `best_response`, `evaluate_game`. Equations without another source are
-those of Cooijmans et al., Learning with Learning Awareness using Meta-Values. The 2x2 games, a player's payoffs in CC,
-CD, DC, DD, its own action first, and in brackets player 2's where they are others:
+Add a game with one entry in `GAMES`: README.md has an example. What becomes of policies in a game is below the games.
+Equations without another source are those of Cooijmans et al., Learning with Learning Awareness using Meta-Values. The
+2x2 games, a player's payoffs in CC, CD, DC, DD, its own action first, and in brackets player 2's where they are others:
 
 one round, x the log-odds of C
   matching_pennies    1, -1, -1, 1 (-1, 1, 1, -1). Heads or tails; player 1 wins where they match (von Neumann, 1928).
@@ -197,8 +196,10 @@ def memory_one_returns(x: jax.Array, payoffs: tuple[tuple[float, ...], ...], dis
     Returns:
       (2,), in units of payoff for one round.
     """
-    distribution = state_distribution(x, discount)
-    return (jnp.asarray(payoffs, distribution.dtype) * distribution).sum(-1)
+    x = jnp.asarray(x)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # half a precision is not enough for the system
+    distribution = state_distribution(wide, discount)
+    return (jnp.asarray(payoffs, wide.dtype) * distribution).sum(-1).astype(x.dtype)
 
 
 def joint_payoffs(own: tuple[float, ...], other: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
@@ -376,8 +377,7 @@ def evaluate_game(key, game: Game, field, strength, lr: float, steps: int, pairs
       field: the learning rule, `field(x, strengths)`, (2, n), (2,) -> (2, n).
       strength: how far the agents look ahead, (); naive learners by 0.
       lr: step size of all policies.
-      steps: how many steps they are followed for.
-      pairs: how many pairs of policies.
+      steps, pairs: how many steps policies are followed for, and how many pairs of them.
 
     Returns:
       Returns (pair, 2) as `self_play`, `best_response`, `exact_best_response` (iterated games), `versus_naive`; the
