@@ -124,7 +124,7 @@ def balduzzi(x: jax.Array) -> jax.Array:
     return jnp.stack([-10 * product, 10 * product]) - own**2 / 2
 
 
-def planar_game(name: str, f, start: float, scale: float, symmetric: bool, **settings) -> Game:
+def planar_game(name: str, f, start: float, scale: float, symmetric: bool = False, **settings) -> Game:
     """A `Game` of one parameter for each player: it starts uniform in +-`start`, and models see it over `scale`."""
     return Game(
         name=name,
@@ -243,9 +243,9 @@ def iterated_game(
     """A `Game` between memory-one policies in an infinitely iterated 2x2 game.
 
     `own` and `other` are the players' payoffs in CC, CD, DC, DD, each with its own action first; without `other` they
-    are the same. Policies start as standard normal log-odds (App. E), and a model sees probabilities.
+    are the same. Policies start as standard normal log-odds (App. E). Models see probabilities, as the paper does not say.
     """
-    other = other or own
+    own, other = tuple(own), tuple(other or own)
     return Game(
         name=name,
         n=5,
@@ -268,7 +268,7 @@ def make_game(name: str | Game, payoffs: tuple[float, ...] = (), discount: float
       name: one of `GAMES`, or a `Game` of one's own.
       payoffs: a player's in CC, CD, DC, DD, its own action first: four numbers if they are the same for both players,
         or player 1's four and then player 2's four. Without them, those of the game.
-      discount: in [0, 1), or None for that of the game.
+      discount: in [0, 0.999], or None for that of the game.
 
     Raises:
       ValueError: for another name, payoffs or a discount where the game is not iterated, another number of payoffs.
@@ -286,6 +286,8 @@ def make_game(name: str | Game, payoffs: tuple[float, ...] = (), discount: float
     if len(payoffs) not in (0, 4, 8):
         raise ValueError(f"payoffs: takes four numbers (CC, CD, DC, DD) or eight, not {len(payoffs)}")
     discount = game.discount if discount is None else discount
+    if not 0 <= discount <= 0.999:
+        raise ValueError(f"discount: takes numbers from 0 to 0.999, which float32 can solve, not {discount}")
     own, other = (payoffs[:4], payoffs[4:] or payoffs) if payoffs else game.payoffs
     words = ["payoffs", *(str(payoff).removesuffix(".0") for payoff in payoffs)] if payoffs else [game.name]
     words += ["discount", str(discount)] if discount != game.discount else []
@@ -305,13 +307,9 @@ GAMES: dict[str, Game] = {
         planar_game("logistic", logistic, 8.0, 10.0, symmetric=True, alphas=(0.0, 1.0, 2.0, 5.0, 10.0, 20.0)),
         # At this step size naive learning is stable, and most forms of LOLA up to these alphas.
         planar_game("tandem", tandem, 3.0, 3.0, symmetric=True, lr=0.1, alphas=(0.0, 0.1, 0.2, 0.3), extent=3.0),
-        planar_game(
-            "hamiltonian", hamiltonian, 1.0, 3.0, symmetric=False, lr=0.1, alphas=(0.0, 0.05, 0.1, 0.2, 0.5), extent=1.0
-        ),
+        planar_game("hamiltonian", hamiltonian, 1.0, 3.0, lr=0.1, alphas=(0.0, 0.05, 0.1, 0.2, 0.5), extent=1.0),
         # This step size is just too large for naive learning.
-        planar_game(
-            "balduzzi", balduzzi, 1.0, 3.0, symmetric=False, lr=0.02, alphas=(0.0, 0.01, 0.02, 0.05, 0.1), extent=1.0
-        ),
+        planar_game("balduzzi", balduzzi, 1.0, 3.0, lr=0.02, alphas=(0.0, 0.01, 0.02, 0.05, 0.1), extent=1.0),
         matrix_game("matching_pennies", (1, -1, -1, 1), (-1, 1, 1, -1), alphas=(0.0, 0.5, 1.0, 2.0, 5.0)),
         matrix_game("ultimatum", (5, 5, 8, 0), (5, 2, 5, 0), alphas=(0.0, 0.5, 1.0, 2.0, 5.0)),
         matrix_game("stackelberg", (1, 3, 2, 4), (0, 1, 2, 0), alphas=(0.0, 0.5, 1.0, 2.0, 5.0)),
@@ -391,21 +389,21 @@ def evaluate_game(key, game: Game, field, strength, lr: float, steps: int, pairs
 
         def play(is_agent):  # (2,)
             def directions(x):
-                naive = simultaneous_gradient(game.f, x)
+                naive = simultaneous_gradient(game.f, x)  # exact, whatever the field is at strength 0
                 return jnp.where(is_agent[:, None], field(x, strength * is_agent), naive)
 
             return follow(directions, start, lr, steps)
 
-        (x, *beside_naive), (path, *_) = jax.vmap(play)(agents)  # one program: the field is compiled once
+        (x, *beside_naive), (path, *_) = jax.vmap(play)(agents)  # by who is an agent: one program
         results = {"self_play": game.f(x), "policies": x}
         for agent, shaped in enumerate(beside_naive):
             ends = {"versus_naive": shaped, "best_response": best_response(game, x, agent, fresh, lr, steps)}
             if game.iterated:
                 ends["exact_best_response"] = exact_best_response(game, x, agent)
-            seat, agent_first = "_2" * agent, slice(None, None, 1 - 2 * agent)
+            seat, agent_first = "_2" * agent, jnp.array([agent, 1 - agent])
             for name, end in ends.items():
                 results[name + seat] = game.f(end)[agent_first]
-                results[name.replace("best_", "") + "_policies" + seat] = end[agent_first]
+                results[name.replace("best_", "") + "_policies" + seat] = end[agent_first]  # named as above
         if game.planar:
             results["trajectories"] = jnp.concatenate([path, x[None]])[..., 0]
         return results

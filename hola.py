@@ -26,7 +26,7 @@ import sys
 import tempfile
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
 from functools import partial
-from typing import Annotated, get_type_hints
+from typing import Annotated, get_origin, get_type_hints
 
 import chex
 import jax
@@ -130,12 +130,12 @@ def main(argv=None):
 
 # --- shared: command line, files, figure and table ---
 def check(config):
-    """Raise ValueError where a field is out of the range in its type: its flag, what it takes. Lists become tuples."""
+    """Raise ValueError where a field is out of the range in its type: flag, what it takes. Lists become tuples."""
     for name, hint in list(get_type_hints(Config, include_extras=True).items())[1:]:  # all but the game
         value, takes = getattr(config, name), hint.__metadata__
-        if isinstance(value, list):
-            object.__setattr__(config, name, value := tuple(value))  # as a static argument of jit it is hashed
-        each = [one for one in np.ravel(value) if one is not None]
+        if get_origin(hint.__origin__) is tuple:
+            object.__setattr__(config, name, value := tuple(np.ravel(value).tolist()))  # jit hashes static arguments
+        each = [one for one in np.ravel(value) if one is not None or getattr(Config, name) is not None]
         if not all(one in takes if isinstance(one, str) else takes[0] <= one <= takes[1] for one in each):
             words = " or ".join(takes) if isinstance(takes[0], str) else "numbers from {:g} to {:.10g}".format(*takes)
             raise ValueError(f"{name.replace('_', '-')}: takes {words}, not {' '.join(map(str, each))}")
@@ -150,7 +150,7 @@ def parse(argv, **switches):
     parser.add_argument("--game", default="ipd", choices=sorted(GAMES), help="the game (default: ipd)")
     parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in 3 minutes")
     known = parser.parse_known_args(argv)[0]  # the defaults of all other settings depend on these two
-    parser.add_argument("--help", action="help", help="show this and exit")
+    parser.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")
     for name, settings in switches.items():
         parser.add_argument(f"--{name}", **settings)
@@ -233,9 +233,9 @@ if __name__ == "__main__":
     try:
         main()
     except BrokenPipeError:  # whoever read the output is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os._exit(1)  # sys.exit would flush, and complain
     except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, AssertionError) as error:  # from outside: a line
         reason = str(error) or os.environ.get("JAX_PLATFORMS", "")  # JAX says nothing if that names what is not there
         print(f"{NAME}.py: {type(error).__name__} {reason}".splitlines()[0], file=sys.stderr)
-        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+        os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)  # after sys.exit an interrupted JAX may crash
 # --- end shared ---

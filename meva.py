@@ -30,7 +30,7 @@ import tempfile
 import time
 from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
 from functools import partial
-from typing import Annotated, NamedTuple, get_type_hints
+from typing import Annotated, NamedTuple, get_origin, get_type_hints
 
 import chex
 import jax
@@ -67,7 +67,7 @@ class Config:
     form: Annotated[str, "V", "U"] = "U"  # the meta-value V (Eq. 5) or the correction U (Sec. 4.1)
     hidden: Count = 64  # width of the model (App. D)
     blocks: Few = 2  # residual blocks in each of the model's two MLPs (App. D, E)
-    quantiles: Few = 32  # quantiles M of the meta-value; 1 is plain regression (Sec. 4)
+    quantiles: Few = 32  # quantiles M of the meta-value; 1 is regression with half the Huber loss (Sec. 4)
     share_params: Switch = True  # one parameter set for both players, theta_1 = theta_2 (App. D)
     outer_steps: Count = 2000  # outer loops of Algorithm 1, best a multiple of 25
     batch_size: Count = 128  # trajectories in an outer loop
@@ -180,7 +180,7 @@ def meta_quantiles(params, game: Game, x: jax.Array, gamma: jax.Array, signs=1.0
     """
     if isinstance(params, tuple):
         return jnp.stack([meta_quantiles(params[i], game, x, gamma, signs, detach)[i] for i in (0, 1)])
-    x = jnp.asarray(x)
+    x = 1.0 * jnp.asarray(x)  # integers become floats
     gamma = jnp.broadcast_to(jnp.asarray(gamma, x.dtype), 2)
     chex.assert_shape(x, (2, game.n))
     z = mlp(params.embed, jnp.concatenate([game.features(x), gamma[:, None]], -1))  # (2, hidden)
@@ -385,8 +385,7 @@ def train(key: jax.Array, game: Game, config: Config):
 def evaluate(key: jax.Array, params, game: Game, config: Config) -> dict[str, jax.Array]:
     """Evaluate a model on policies that `key` draws, at every gamma of the sweep (Figs. 2, 3). Arrays (sweep, ...)."""
 
-    def field(x, strengths):
-        return meva_gradient(params, game, x, strengths, config)
+    field = partial(meva_gradient, params, game, config=config)
 
     def one(gamma):
         results = evaluate_game(key, game, field, gamma, config.lr, config.eval_steps, config.eval_pairs)
@@ -438,9 +437,9 @@ def main(argv=None):
     for done in range(first + length, config.outer_steps + 1, length):
         state, metrics = chunk(seeds, state)
         whole, new = gather((state, metrics))
-        finite = np.isfinite(new["loss"] + new["gradient_norm"]).all(0)  # (step,)
+        finite = np.isfinite(new["loss"] + new["gradient_norm"]).all(0)  # (step,), of all seeds
         if not (finite.all() and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(whole))):
-            step = done - length + 1 + np.append(finite[:-1], False).argmin()
+            step = done - length + 1 + np.append(finite[:-1], False).argmin()  # the last if only the state shows it
             sys.exit(f"{NAME}.py: training diverged at outer loop {step}; {path} has the state after {done - length}")
         curves = {name: np.concatenate([curves[name], new[name]], 1) for name in curves}
         save(whole, curves)
@@ -515,7 +514,7 @@ def flatten(prefix: str, tree) -> dict[str, np.ndarray]:
 
 def load_checkpoint(path, state, metrics: dict, config, args):
     """State and curves of a checkpoint, like this state and a chunk's metrics, and made with the same settings."""
-    settings, reason = json.loads(json.dumps(dataclasses.asdict(config))), "it is damaged"
+    settings, reason = json.loads(json.dumps(dataclasses.asdict(config))), "it is damaged"  # tuples as JSON's lists
     try:
         arrays = dict(np.load(path, allow_pickle=False))
         had = json.loads(str(arrays["config"]))
@@ -526,7 +525,7 @@ def load_checkpoint(path, state, metrics: dict, config, args):
         chunks = range(0, config.outer_steps + 1, chunk_length(config)).index(int(saved.step[0]))
         expected = {name: np.tile(np.zeros(metric.shape, metric.dtype), chunks) for name, metric in metrics.items()}
         chex.assert_trees_all_equal_shapes_and_dtypes((saved, curves), (state, expected))
-        chex.assert_tree_all_finite((saved, curves))
+        chex.assert_tree_all_finite((saved, curves["loss"], curves["gradient_norm"]))
         chex.assert_trees_all_equal(saved.step, 0 * saved.step + saved.step[0])
         chex.assert_equal(differ, [])
     except Exception:  # whatever is raised on a damaged file
@@ -539,12 +538,12 @@ def load_checkpoint(path, state, metrics: dict, config, args):
 
 # --- shared: command line, files, figure and table ---
 def check(config):
-    """Raise ValueError where a field is out of the range in its type: its flag, what it takes. Lists become tuples."""
+    """Raise ValueError where a field is out of the range in its type: flag, what it takes. Lists become tuples."""
     for name, hint in list(get_type_hints(Config, include_extras=True).items())[1:]:  # all but the game
         value, takes = getattr(config, name), hint.__metadata__
-        if isinstance(value, list):
-            object.__setattr__(config, name, value := tuple(value))  # as a static argument of jit it is hashed
-        each = [one for one in np.ravel(value) if one is not None]
+        if get_origin(hint.__origin__) is tuple:
+            object.__setattr__(config, name, value := tuple(np.ravel(value).tolist()))  # jit hashes static arguments
+        each = [one for one in np.ravel(value) if one is not None or getattr(Config, name) is not None]
         if not all(one in takes if isinstance(one, str) else takes[0] <= one <= takes[1] for one in each):
             words = " or ".join(takes) if isinstance(takes[0], str) else "numbers from {:g} to {:.10g}".format(*takes)
             raise ValueError(f"{name.replace('_', '-')}: takes {words}, not {' '.join(map(str, each))}")
@@ -559,7 +558,7 @@ def parse(argv, **switches):
     parser.add_argument("--game", default="ipd", choices=sorted(GAMES), help="the game (default: ipd)")
     parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in 3 minutes")
     known = parser.parse_known_args(argv)[0]  # the defaults of all other settings depend on these two
-    parser.add_argument("--help", action="help", help="show this and exit")
+    parser.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")
     for name, settings in switches.items():
         parser.add_argument(f"--{name}", **settings)
@@ -642,9 +641,9 @@ if __name__ == "__main__":
     try:
         main()
     except BrokenPipeError:  # whoever read the output is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os._exit(1)  # sys.exit would flush, and complain
     except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, AssertionError) as error:  # from outside: a line
         reason = str(error) or os.environ.get("JAX_PLATFORMS", "")  # JAX says nothing if that names what is not there
         print(f"{NAME}.py: {type(error).__name__} {reason}".splitlines()[0], file=sys.stderr)
-        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+        os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)  # after sys.exit an interrupted JAX may crash
 # --- end shared ---
