@@ -243,7 +243,7 @@ def iterated_game(
     """A `Game` between memory-one policies in an infinitely iterated 2x2 game.
 
     `own` and `other` are the players' payoffs in CC, CD, DC, DD, each with its own action first; without `other` they
-    are the same. Policies start as standard normal log-odds (App. E). Models see probabilities, as the paper does not say.
+    are the same. Policies start as standard normal log-odds (App. E), and models see probabilities (not in the paper).
     """
     own, other = tuple(own), tuple(other or own)
     return Game(
@@ -287,7 +287,7 @@ def make_game(name: str | Game, payoffs: tuple[float, ...] = (), discount: float
         raise ValueError(f"payoffs: takes four numbers (CC, CD, DC, DD) or eight, not {len(payoffs)}")
     discount = game.discount if discount is None else discount
     if not 0 <= discount <= 0.999:
-        raise ValueError(f"discount: takes numbers from 0 to 0.999, which float32 can solve, not {discount}")
+        raise ValueError(f"discount: takes numbers from 0 to 0.999, not {discount}")
     own, other = (payoffs[:4], payoffs[4:] or payoffs) if payoffs else game.payoffs
     words = ["payoffs", *(str(payoff).removesuffix(".0") for payoff in payoffs)] if payoffs else [game.name]
     words += ["discount", str(discount)] if discount != game.discount else []
