@@ -1168,6 +1168,7 @@ def wait_for_loop(process):
     raise AssertionError(process.communicate()[1])
 
 
+@slow
 def test_killed_twice_interrupted_and_resumed_it_ends_bit_for_bit_alike(tmp_path):
     settings = dict(outer_steps=61, eval_gammas=(0.9,), num_seeds=1)  # a prime: chunks of one loop
     words, reached = ["--game", "logistic", "--resume", *flags(**TINY["meva"] | TINY_EVAL | settings)], [0]
@@ -1198,7 +1199,9 @@ Figure.savefig = lambda *_, **__: signal.raise_signal(signal.SIGINT)"""
         ("meva", "--game logistic", FULL, "", 1, "No space left on device", []),
         ("naive", "--game tandem", STOPPED, "", 130, "KeyboardInterrupt", ["results/naive_tandem.npz"]),
         ("meva", "--game tandem", "", "cuda", 1, "cuda", []),
-        ("meva", "--batch-size 100000000", "", "cpu", 1, "", ["results/meva_ipd.checkpoint.npz"]),
+        pytest.param(
+            "meva", "--batch-size 100000000", "", "cpu", 1, "", ["results/meva_ipd.checkpoint.npz"], marks=slow
+        ),
     ],
 )
 def test_what_fails_from_outside_gets_one_line(script, words, before, platform, status, said, left, tmp_path):
