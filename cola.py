@@ -266,10 +266,7 @@ def train_chunk(key: jax.Array, state: TrainState, game: Game, config: Config):
 
 
 def train(key: jax.Array, game: Game, config: Config):
-    """Train one model: a pure function, to be jitted (game and config static) and mapped over keys as one likes.
-
-    Returns the parameters, a `Model` or a pair of them, and `loss` and `gradient_norm` of all steps, (outer_steps,).
-    """
+    """Train one model: (parameters, metrics of all steps). Jit it with game and config static, map it over keys."""
     chunks, state = config.outer_steps // chunk_length(config), train_init(key, game, config)
     state, metrics = jax.lax.scan(lambda state, _: train_chunk(key, state, game, config), state, length=chunks)
     return state.params, jax.tree.map(jnp.ravel, metrics)
@@ -479,8 +476,7 @@ def load_checkpoint(path, state, metrics: dict, config, args):
         expected = {name: np.tile(np.zeros(metric.shape, metric.dtype), chunks) for name, metric in metrics.items()}
         chex.assert_trees_all_equal_shapes_and_dtypes((saved, curves), (state, expected))
         chex.assert_tree_all_finite((saved, curves["loss"], curves["gradient_norm"]))
-        chex.assert_trees_all_equal(saved.step, 0 * saved.step + saved.step[0])
-        chex.assert_equal(differ, [])
+        chex.assert_trees_all_equal((saved.step, differ), (0 * saved.step + saved.step[0], []))
     except Exception:  # whatever is raised on a damaged file
         args.refuse(f"argument --resume: takes a whole checkpoint of these settings, not {path} ({reason})")
     return jax.device_put(saved, jax.tree.map(lambda leaf: leaf.sharding, state)), curves

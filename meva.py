@@ -99,7 +99,6 @@ PLANAR = dict(
     eval_gammas=(0.0, 0.8, 0.85, 0.9, 0.95, 0.99), eval_pairs=32, eval_steps=200,
 )  # fmt: skip
 QUICK = dict(outer_steps=250, batch_size=64, model_lr=1e-3, eval_gammas=(0.0, 0.5, 0.9, 0.95, 0.99), eval_pairs=64)
-QUICK_PLANAR = dict(outer_steps=600, model_lr=2e-3)
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
@@ -107,7 +106,7 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     played = make_game(game, changes.get("payoffs", ()), changes.get("discount"))
     settings = dict(game=getattr(game, "name", game), lr=played.lr, share_params=played.symmetric)
     settings |= PLANAR if played.planar else {}
-    settings |= (QUICK_PLANAR if played.planar else QUICK) if quick else {}
+    settings |= (dict(outer_steps=600, model_lr=2e-3) if played.planar else QUICK) if quick else {}
     settings |= {} if changes.get("fixed_gamma") is None else dict(eval_gammas=(changes["fixed_gamma"],))
     return Config(**settings | changes)
 
@@ -373,10 +372,7 @@ def train_chunk(key: jax.Array, state: TrainState, game: Game, config: Config):
 
 
 def train(key: jax.Array, game: Game, config: Config):
-    """Train one model: a pure function, to be jitted (game and config static) and mapped over keys as one likes.
-
-    Returns the parameters, a `Model` or a pair of them, and the metrics of all chunks, (outer_steps,) or (chunks,).
-    """
+    """Train one model: (parameters, metrics of all loops). Jit it with game and config static, map it over keys."""
     chunks, state = config.outer_steps // chunk_length(config), train_init(key, game, config)
     state, metrics = jax.lax.scan(lambda state, _: train_chunk(key, state, game, config), state, length=chunks)
     return state.params, jax.tree.map(jnp.ravel, metrics)
@@ -526,8 +522,7 @@ def load_checkpoint(path, state, metrics: dict, config, args):
         expected = {name: np.tile(np.zeros(metric.shape, metric.dtype), chunks) for name, metric in metrics.items()}
         chex.assert_trees_all_equal_shapes_and_dtypes((saved, curves), (state, expected))
         chex.assert_tree_all_finite((saved, curves["loss"], curves["gradient_norm"]))
-        chex.assert_trees_all_equal(saved.step, 0 * saved.step + saved.step[0])
-        chex.assert_equal(differ, [])
+        chex.assert_trees_all_equal((saved.step, differ), (0 * saved.step + saved.step[0], []))
     except Exception:  # whatever is raised on a damaged file
         args.refuse(f"argument --resume: takes a whole checkpoint of these settings, not {path} ({reason})")
     return jax.device_put(saved, jax.tree.map(lambda leaf: leaf.sharding, state)), curves
