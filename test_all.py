@@ -750,7 +750,8 @@ def bowl_meta_value(form, lr, gamma):
     return p
 
 
-@pytest.mark.parametrize("form", ["U", pytest.param("V", marks=slow)])
+@slow
+@pytest.mark.parametrize("form", ["U", "V"])
 def test_training_reaches_the_meta_value_of_a_quadratic_game_of_ones_own(form):
     """f_i = -(x_i + c x_j)^2 / 2 keeps the meta-value quadratic: here the right one is known."""
     lr = 0.1
@@ -1117,6 +1118,7 @@ def mutations(whole, bomb):
         yield f"{content[:9]}", content
 
 
+@slow
 def test_no_mutated_checkpoint_is_believed(once, tmp_path, capsys, monkeypatch):
     """Refused in one line, and left alone. To save time training gives zeros here, and nothing of it is compiled."""
     shutil.copytree(once("meva", "logistic")[0], tmp_path, dirs_exist_ok=True)
@@ -1199,9 +1201,7 @@ Figure.savefig = lambda *_, **__: signal.raise_signal(signal.SIGINT)"""
         ("meva", "--game logistic", FULL, "", 1, "No space left on device", []),
         ("naive", "--game tandem", STOPPED, "", 130, "KeyboardInterrupt", ["results/naive_tandem.npz"]),
         ("meva", "--game tandem", "", "cuda", 1, "cuda", []),
-        pytest.param(
-            "meva", "--batch-size 100000000", "", "cpu", 1, "", ["results/meva_ipd.checkpoint.npz"], marks=slow
-        ),
+        pytest.param("meva", "--batch-size 99999999", "", "cpu", 1, "", ["results/meva_ipd.checkpoint.npz"], marks=slow),
     ],
 )
 def test_what_fails_from_outside_gets_one_line(script, words, before, platform, status, said, left, tmp_path):
@@ -1295,6 +1295,7 @@ def plot(words, capsys):
     return status, *capsys.readouterr()
 
 
+@slow
 def test_the_report_in_results_paper_is_current_and_every_figure_is_drawn(tmp_path, capsys):
     path = ROOT / "results/paper/README.md"
     text, missing = plots.report(path, ROOT)
