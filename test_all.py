@@ -1201,7 +1201,7 @@ Figure.savefig = lambda *_, **__: signal.raise_signal(signal.SIGINT)"""
         ("meva", "--game logistic", FULL, "", 1, "No space left on device", []),
         ("naive", "--game tandem", STOPPED, "", 130, "KeyboardInterrupt", ["results/naive_tandem.npz"]),
         ("meva", "--game tandem", "", "cuda", 1, "cuda", []),
-        pytest.param("meva", "--batch-size 99999999", "", "cpu", 1, "", ["results/meva_ipd.checkpoint.npz"], marks=slow),
+        ("meva", "--batch-size 100000000", "", "cpu", 1, "", ["results/meva_ipd.checkpoint.npz"]),
     ],
 )
 def test_what_fails_from_outside_gets_one_line(script, words, before, platform, status, said, left, tmp_path):
