@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import dataclasses
 import functools
+import gc
 import io
 import itertools
 import json
@@ -52,6 +53,7 @@ os.environ |= {"JAX_COMPILATION_CACHE_DIR": CACHE, "JAX_PERSISTENT_CACHE_MIN_COM
 jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
+gc.set_threshold(300_000, 50, 50)  # JAX's tracing makes many objects: a tenth of all time
 warnings.filterwarnings("ignore", category=pytest.PytestUnknownMarkWarning)
 slow = pytest.mark.slow
 
@@ -227,7 +229,6 @@ def test_state_distribution_against_a_simulation():
     for x in 2 * random_policies(GAMES["ipd"], 4):
         share = distribution(x, 0.96)
         np.testing.assert_allclose(share, simulated_distribution(x, 0.96), atol=1e-5)
-        np.testing.assert_allclose(share.sum(), 1, atol=1e-5)
     payoffs = np.array([[-2.0, -3, 0, -1], [-2, 0, -3, -1]])
     one, two = (games.memory_one_returns(x, payoffs + added, 0.96) for added in (0, 5))
     np.testing.assert_allclose(two, one + 5, atol=2e-5)
@@ -577,8 +578,7 @@ def test_lambda_returns_against_a_loop():
             target = expected[t, i, q] = (1 - gamma[i]) * rewards[t, i] + gamma[i] * mixed
     np.testing.assert_allclose(meva.lambda_returns(rewards, values, gamma, lam), expected, atol=1e-5)
     standing = np.broadcast_to(rewards[0, :, None], values.shape)  # App. A: V = f where x does not move
-    found = meva.lambda_returns(standing[..., 0], standing, gamma, lam)
-    np.testing.assert_allclose(found, standing, atol=1e-5)
+    np.testing.assert_allclose(meva.lambda_returns(standing[..., 0], standing, gamma, lam), standing, atol=1e-5)
 
 
 def test_quantile_loss_against_a_loop():
@@ -1094,7 +1094,7 @@ def mutations(whole, bomb):
     for wrong in (-13, -1, 0, 1, 13, 25, 27, 39, 1000, 2**31 - 1):  # chunks are of 13, and 26 is right
         yield f"step {wrong}", good | {"state/step": np.full_like(step, wrong)}
     others = (step.astype(dtype) for dtype in (np.int64, np.float32, np.uint32, bool, str))
-    for wrong in (step - [0, 13], step[:1], step[0], None, *others):
+    for wrong in (step - np.int32([0, 13]), step[:1], step[0], None, *others):
         yield f"step {wrong!r}", good | {"state/step": wrong}
     leaves = [name for name in good if good[name].dtype == np.float32 and good[name].size > 1]
     for name in (leaves[0], leaves[len(leaves) // 2], "curves/loss", "curves/self_play_curve"):
