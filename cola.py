@@ -25,11 +25,11 @@ origin, to 62 % of the grid at alpha = 10. A run prints two tables, of returns o
 is, and writes results/cola_GAME.npz and figures/cola_GAME.png.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import itertools
 import json
-import math
 import os
 import pathlib
 import re
@@ -46,6 +46,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental.multihost_utils import process_allgather
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 
@@ -233,11 +234,12 @@ def train_init(key: jax.Array, game: Game, config: Config) -> TrainState:
     return TrainState(params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32))
 
 
-def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config):
+def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config, axis=None):
     """One step of the model on a batch of joint policies, each with an alpha of its own. Returns (state, metrics)."""
     key_x, key_alpha = jax.random.split(key)
-    x = jax.vmap(game.init)(jax.random.split(key_x, config.batch_size))  # (batch, 2, n)
-    alpha = jax.random.uniform(key_alpha, (config.batch_size,), maxval=config.alpha_max)
+    xs = jax.vmap(game.init)(jax.random.split(key_x, config.batch_size))  # (batch, 2, n)
+    alphas = jax.random.uniform(key_alpha, (config.batch_size,), maxval=config.alpha_max)
+    x, alpha = own_share((xs, alphas), axis)  # of this device, if some along `axis` of `jax.shard_map` share the batch
 
     def batch_loss(params):
         def loss(x, alpha):
@@ -245,7 +247,7 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config):
 
         return jax.vmap(loss)(x, alpha).mean()
 
-    loss, gradient = jax.value_and_grad(batch_loss)(state.params)
+    loss, gradient = device_mean(jax.value_and_grad(batch_loss)(state.params), axis)
     step, opt_state = make_optimizer(config).update(gradient, state.opt_state)
     metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
     return TrainState(optax.apply_updates(state.params, step), opt_state, state.step + 1), metrics
@@ -256,13 +258,13 @@ def chunk_length(config: Config) -> int:
     return max(length for length in range(1, 501) if config.outer_steps % length == 0)
 
 
-def train_chunk(key: jax.Array, state: TrainState, game: Game, config: Config):
+def train_chunk(key: jax.Array, state: TrainState, game: Game, config: Config, axis=None):
     """One chunk of training, for one seed. `key` is the seed's, whatever the chunk. Returns (state, metrics).
 
     The metrics are `loss` and `gradient_norm`, one for each step.
     """
     keys = jax.vmap(partial(jax.random.fold_in, key))(1 + state.step + jnp.arange(chunk_length(config)))
-    return jax.lax.scan(lambda state, key: outer_step(key, state, game, config), state, keys)
+    return jax.lax.scan(lambda state, key: outer_step(key, state, game, config, axis), state, keys)
 
 
 def train(key: jax.Array, game: Game, config: Config):
@@ -302,7 +304,7 @@ def evaluate_consistency(key: jax.Array, params, game: Game, alpha: jax.Array) -
     }
 
 
-def evaluate(key: jax.Array, params, game: Game, config: Config) -> dict[str, jax.Array]:
+def evaluate(key: jax.Array, params, game: Game, config: Config, axis=None) -> dict[str, jax.Array]:
     """Evaluate a model on the policies that `key` draws, at every alpha of the sweep (Fig. 2). Arrays (sweep, ...)."""
 
     def field(x, strengths):  # the model has one alpha: each player's own
@@ -312,7 +314,7 @@ def evaluate(key: jax.Array, params, game: Game, config: Config) -> dict[str, ja
         held_out = evaluate_consistency(jax.random.fold_in(key, 1), params, game, alpha)
         return held_out | evaluate_game(key, game, field, alpha, config.lr, config.eval_steps, config.eval_pairs)
 
-    return jax.lax.map(one, jnp.array(config.eval_alphas))
+    return jax.lax.map(one, own_share(jnp.array(config.eval_alphas), axis))
 
 
 def loop_flops(params, config: Config) -> int:
@@ -362,13 +364,13 @@ def print_consistency(results: dict):
 
 def main(argv=None):
     config, game, args = parse(argv, **SWITCHES)
-    mesh, seeds = share_seeds(config, args)
+    mesh, seeds = make_mesh(config, args)
     sys.stdout = open(os.devnull, "w") if jax.process_index() > 0 else sys.stdout  # process 0 prints and writes
-    run_on = f"jax {jax.__version__} on {jax.device_count()} x {jax.devices()[0].device_kind}"
+    run_on = f"jax {jax.__version__} on {mesh.size} x {jax.devices()[0].device_kind}"
     print(described := json.dumps(dataclasses.asdict(config) | {"run_on": run_on}), flush=True)
-    init = over_seeds(lambda key, _: train_init(key, game, config), mesh)
-    chunk = over_seeds(lambda key, _, state: train_chunk(key, state, game, config), mesh)
-    final = over_seeds(lambda _, key, params: evaluate(key, params, game, config), mesh)
+    init = over_devices(lambda key, _: train_init(key, game, config), mesh)
+    chunk = over_devices(lambda key, _, state: train_chunk(key, state, game, config, "batch"), mesh)
+    final = over_devices(lambda _, key, params: evaluate(key, params, game, config, "batch"), mesh, "batch")
 
     path, state, begin = args.results.with_suffix(".checkpoint.npz"), init(seeds), time.perf_counter()
 
@@ -401,7 +403,7 @@ def main(argv=None):
         print(f"{done:6d} / {config.outer_steps}  {shown}  {speed}", flush=True)
 
     evaluation = gather(final(seeds, state.params))  # (seed, sweep, ...)
-    results = {name: array.swapaxes(0, 1) for name, array in evaluation.items()}
+    results = {name: array.swapaxes(0, 1)[: len(getattr(config, SWEEP))] for name, array in evaluation.items()}
     results |= {"sweep": np.float32(config.eval_alphas)} | curves | flatten("params", gather(state.params))
     results |= {"grid": np.asarray(planar_grid(game))} if game.planar else {}
     if jax.process_index() > 0:
@@ -420,30 +422,47 @@ def main(argv=None):
 
 # --- shared: devices and checkpoints ---
 SWITCHES = {
+    "devices": dict(type=int, help="devices of this process at most (default: all; on a CPU one for each core)"),
     "resume": dict(action="store_true", help="go on from the checkpoint, if there is one"),
-    "distributed": dict(nargs="*", help="share seeds with other processes: HOST:PORT COUNT INDEX, or as JAX detects"),
+    "distributed": dict(nargs="*", help="share work with other processes: HOST:PORT COUNT INDEX, or as JAX detects"),
 }
-gather = partial(process_allgather, tiled=True)  # arrays over all seeds, in numpy, in every process
+gather = partial(process_allgather, tiled=True)  # arrays of all devices, in numpy, in every process
 
 
-def share_seeds(config, args) -> tuple[Mesh, jax.Array]:
-    """A mesh of devices, of all processes, among which the seeds divide evenly, and the seeds on it."""
+def make_mesh(config, args) -> tuple[Mesh, jax.Array]:
+    """A mesh of devices: seeds are dealt out first, what is left over shares a seed's batch. And the seeds on it."""
+    if args.devices is not None and args.devices < 1:
+        args.refuse(f"argument --devices: takes a positive number, not {args.devices}")
+    if jax.config.jax_num_cpu_devices < 0 and "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
+            jax.config.update("jax_num_cpu_devices", args.devices or cores)
     try:
         if args.distributed is not None:
             jax.distributed.initialize(*(kind(word) for kind, word in zip((str, int, int), args.distributed)))
     except (ValueError, RuntimeError) as error:
         args.refuse(f"argument --distributed: takes HOST:PORT COUNT INDEX, or a cluster ({error})".splitlines()[0])
-    count = math.gcd(config.num_seeds, jax.device_count())
-    if count % jax.process_count():
-        args.refuse(f"argument --num-seeds: takes a multiple of the processes, {jax.process_count()}")
-    mesh = Mesh(np.reshape(jax.devices(), (count, -1))[:, 0], "seed")
+    processes, local = jax.process_count(), jax.local_device_count()
+
+    def divisor(work, most):
+        return max(count for count in range(1, most + 1) if work % count == 0)
+
+    for_seeds = divisor(config.num_seeds, most := processes * min(args.devices or local, local))
+    for_batch = divisor(config.batch_size, most // for_seeds)
+    if for_seeds * for_batch % processes:
+        args.refuse(f"argument --num-seeds: takes a multiple of the processes, {processes}")
+    devices = np.reshape(jax.devices(), (processes, -1))[:, : for_seeds * for_batch // processes]
+    mesh = Mesh(devices.reshape(for_seeds, for_batch), ("seed", "batch"))
     seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
     sharding = NamedSharding(mesh, PartitionSpec("seed"))
     return mesh, jax.make_array_from_callback(seeds.shape, sharding, seeds.__getitem__)
 
 
-def over_seeds(function, mesh: Mesh):
-    """Jit `function(key to train with, key to evaluate with, ...)` of one seed for all: each device has its share."""
+def over_devices(function, mesh: Mesh, *split):
+    """Jit `function(key to train with, key to evaluate with, ...)` of one seed for all: each device has its share.
+
+    Its results are the same on all devices of a seed, or parts of a whole if `split` names their axis.
+    """
 
     def share(seeds, *args):
         keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
@@ -452,8 +471,24 @@ def over_seeds(function, mesh: Mesh):
         return jax.vmap(function)(keys[:, 0], keys[:, 1], *args)
 
     # check_vma would sum gradients by what is alike on all devices (a grid) over the devices, and so over seeds.
-    axes = PartitionSpec("seed")
-    return jax.jit(jax.shard_map(share, mesh=mesh, in_specs=axes, out_specs=axes, check_vma=False))
+    specs = dict(in_specs=PartitionSpec("seed"), out_specs=PartitionSpec("seed", *split))
+    return jax.jit(jax.shard_map(share, mesh=mesh, check_vma=False, **specs))
+
+
+def own_share(batch, axis: str | None):
+    """This device's part of what is drawn for the whole batch; the last element again where it does not divide."""
+
+    def part(leaf):
+        size = -(-len(leaf) // jax.lax.axis_size(axis))
+        return leaf.take(jax.lax.axis_index(axis) * size + jnp.arange(size), axis=0, mode="clip")
+
+    return jax.tree.map(part, batch) if axis else batch
+
+
+def device_mean(tree, axis: str | None):
+    """The mean over the devices that share a batch. Of all leaves at once: one by one costs a tenth of all time."""
+    flat, unravel = ravel_pytree(tree)
+    return unravel(jax.lax.pmean(flat, axis)) if axis else tree
 
 
 def flatten(prefix: str, tree) -> dict[str, np.ndarray]:

@@ -18,10 +18,10 @@ better of two solutions, from gamma = .95 on. A run prints a table and writes re
 figures/meva_GAME.png.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import json
-import math
 import os
 import pathlib
 import re
@@ -38,6 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental.multihost_utils import process_allgather
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 
@@ -290,25 +291,28 @@ def draw_gammas(key: jax.Array, config: Config) -> jax.Array:
     return jnp.sin(jnp.pi / 2 * jax.random.uniform(key, (config.batch_size, 2))) ** 2
 
 
-def count_groups(config: Config) -> int:
-    """The fewest equal groups of a batch whose activations fit in a CPU's cache, 2048 policy pairs; elsewhere one."""
-    cached = max(2048 // config.stride, 1) if jax.default_backend() == "cpu" else config.batch_size
-    counts = range(-(-config.batch_size // cached), config.batch_size + 1)
-    return next(count for count in counts if config.batch_size % count == 0)
+def count_groups(batch: int, stride: int) -> int:
+    """The fewest equal groups of a batch whose activations fit in a CPU's cache, 256 policy pairs; elsewhere one."""
+    cached = max(256 // stride, 1) if jax.default_backend() == "cpu" else batch
+    return next(count for count in range(-(-batch // cached), batch + 1) if batch % count == 0)
 
 
-def update(state: TrainState, game: Game, xs: jax.Array, gamma: jax.Array, config: Config):
-    """A step of AdamW on a batch of stretches, (batch, k + 1, 2, n) and (batch, 2). Returns (state, metrics)."""
+def update(state: TrainState, game: Game, xs: jax.Array, gamma: jax.Array, config: Config, axis=None):
+    """A step of AdamW on a batch of stretches, (batch, k + 1, 2, n) and (batch, 2). Returns (state, metrics).
+
+    With `axis`, of `jax.shard_map`, these are one device's part of the batch.
+    """
 
     @partial(jax.value_and_grad, has_aux=True)
     def mean_loss(params, xs, gamma):
         one = jax.vmap(td_loss, (None, None, None, 0, 0, None))
         return jax.tree.map(jnp.mean, one(params, state.target_params, game, xs, gamma, config))
 
-    # The mean gradient of groups: passes that fit in a CPU's cache halve the time of an update on the Logistic Game.
-    groups = jax.tree.map(lambda leaf: leaf.reshape(count_groups(config), -1, *leaf.shape[1:]), (xs, gamma))
+    # The mean gradient of groups: passes that fit in a CPU's cache save a third of the time of an update there.
+    count = count_groups(len(xs), config.stride)
+    groups = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), (xs, gamma))
     gradients = jax.lax.map(lambda group: mean_loss(state.params, *group), groups)
-    (loss, error), gradient = jax.tree.map(lambda leaf: leaf.mean(0), gradients)
+    (loss, error), gradient = device_mean(jax.tree.map(lambda leaf: leaf.mean(0), gradients), axis)
     step, opt_state = make_optimizer(config).update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, step)
     target_params = optax.incremental_update(params, state.target_params, 1 - config.target_inertia)
@@ -316,16 +320,18 @@ def update(state: TrainState, game: Game, xs: jax.Array, gamma: jax.Array, confi
     return TrainState(params, target_params, opt_state, state.step), metrics
 
 
-def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config):
+def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config, axis=None):
     """One outer loop of Algorithm 1: T / k stretches, a model update on each. Returns (state, metrics).
 
     Without exploration it is the loop of Sec. 3.3: the on-policy trajectory itself goes on from stretch to stretch.
+    Devices along `axis`, of `jax.shard_map`, share the batch, which is the same however many they are.
     """
     key_x, key_gamma, key_signs, key_stretches = jax.random.split(key, 4)
-    x = jax.vmap(game.init)(jax.random.split(key_x, config.batch_size))  # (batch, 2, n)
+    x = own_share(jax.vmap(game.init)(jax.random.split(key_x, config.batch_size)), axis)  # (batch, 2, n)
     # The perturbed model is held for all T steps: parameters, gamma and signs (Sec. 4.3).
-    explorer, explorer_gamma = state.params, draw_gammas(key_gamma, config)
-    signs = 1.0 - 2.0 * jax.random.bernoulli(key_signs, config.flip_prob, (config.batch_size, 2, config.hidden))
+    explorer, explorer_gamma = state.params, own_share(draw_gammas(key_gamma, config), axis)
+    flips = jax.random.bernoulli(key_signs, config.flip_prob, (config.batch_size, 2, config.hidden))
+    signs = 1.0 - 2.0 * own_share(flips, axis)
 
     @jax.vmap
     def explore(x, gamma, signs):  # k steps (read literally k + 1) along the model's gradient alone (footnote 2)
@@ -335,14 +341,14 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config):
         state, x = carry
         if config.flip_prob:
             x = explore(x, explorer_gamma, signs)
-        gamma = draw_gammas(key, config)
+        gamma = own_share(draw_gammas(key, config), axis)
 
         @jax.vmap
         def rollout(x, gamma):  # k steps on-policy (Eq. 6)
             return follow(lambda x: meva_gradient(state.params, game, x, gamma, config), x, config.lr, config.stride)
 
         last, xs = rollout(x, gamma)
-        state, metrics = update(state, game, jnp.concatenate([xs, last[:, None]], 1), gamma, config)
+        state, metrics = update(state, game, jnp.concatenate([xs, last[:, None]], 1), gamma, config, axis)
         return (state, x if config.flip_prob else last), metrics
 
     keys = jax.random.split(key_stretches, config.rollout_length // config.stride)
@@ -355,14 +361,14 @@ def chunk_length(config: Config) -> int:
     return max(length for length in range(1, 26) if config.outer_steps % length == 0)
 
 
-def train_chunk(key: jax.Array, state: TrainState, game: Game, config: Config):
+def train_chunk(key: jax.Array, state: TrainState, game: Game, config: Config, axis=None):
     """One chunk of training, for one seed. `key` is the seed's, whatever the chunk. Returns (state, metrics).
 
     The metrics are `loss`, `td_error` and `gradient_norm`, one for each outer loop, and `self_play_curve`, (1,), the
     mean return of 32 agents after 200 steps at gamma = .95 (or at --fixed-gamma), of player 1 where they are not alike.
     """
     keys = jax.vmap(partial(jax.random.fold_in, key))(1 + state.step + jnp.arange(chunk_length(config)))
-    state, metrics = jax.lax.scan(lambda state, key: outer_step(key, state, game, config), state, keys)
+    state, metrics = jax.lax.scan(lambda state, key: outer_step(key, state, game, config, axis), state, keys)
     gamma = 0.95 if config.fixed_gamma is None else config.fixed_gamma
     monitor_key = jax.random.fold_in(key, 1 + config.outer_steps)  # always the same, to see the change of the model
     starts = jax.vmap(game.init)(jax.random.split(monitor_key, 32))
@@ -378,9 +384,8 @@ def train(key: jax.Array, game: Game, config: Config):
     return state.params, jax.tree.map(jnp.ravel, metrics)
 
 
-def evaluate(key: jax.Array, params, game: Game, config: Config) -> dict[str, jax.Array]:
+def evaluate(key: jax.Array, params, game: Game, config: Config, axis=None) -> dict[str, jax.Array]:
     """Evaluate a model on policies that `key` draws, at every gamma of the sweep (Figs. 2, 3). Arrays (sweep, ...)."""
-
     field = partial(meva_gradient, params, game, config=config)
 
     def one(gamma):
@@ -390,7 +395,7 @@ def evaluate(key: jax.Array, params, game: Game, config: Config) -> dict[str, ja
             results["values"] = values(planar_grid(game)[..., None])
         return results
 
-    return jax.lax.map(one, jnp.array(config.eval_gammas))
+    return jax.lax.map(one, own_share(jnp.array(config.eval_gammas), axis))
 
 
 def loop_flops(params, config: Config) -> int:
@@ -406,13 +411,13 @@ def loop_flops(params, config: Config) -> int:
 
 def main(argv=None):
     config, game, args = parse(argv, **SWITCHES)
-    mesh, seeds = share_seeds(config, args)
+    mesh, seeds = make_mesh(config, args)
     sys.stdout = open(os.devnull, "w") if jax.process_index() > 0 else sys.stdout  # process 0 prints and writes
-    run_on = f"jax {jax.__version__} on {jax.device_count()} x {jax.devices()[0].device_kind}"
+    run_on = f"jax {jax.__version__} on {mesh.size} x {jax.devices()[0].device_kind}"
     print(described := json.dumps(dataclasses.asdict(config) | {"run_on": run_on}), flush=True)
-    init = over_seeds(lambda key, _: train_init(key, game, config), mesh)
-    chunk = over_seeds(lambda key, _, state: train_chunk(key, state, game, config), mesh)
-    final = over_seeds(lambda _, key, params: evaluate(key, params, game, config), mesh)
+    init = over_devices(lambda key, _: train_init(key, game, config), mesh)
+    chunk = over_devices(lambda key, _, state: train_chunk(key, state, game, config, "batch"), mesh)
+    final = over_devices(lambda _, key, params: evaluate(key, params, game, config, "batch"), mesh, "batch")
 
     path, state, begin = args.results.with_suffix(".checkpoint.npz"), init(seeds), time.perf_counter()
 
@@ -445,7 +450,7 @@ def main(argv=None):
         print(f"{done:6d} / {config.outer_steps}  {shown}  {speed}", flush=True)
 
     evaluation = gather(final(seeds, state.params))  # (seed, sweep, ...)
-    results = {name: array.swapaxes(0, 1) for name, array in evaluation.items()}
+    results = {name: array.swapaxes(0, 1)[: len(getattr(config, SWEEP))] for name, array in evaluation.items()}
     results |= {"sweep": np.float32(config.eval_gammas)} | curves | flatten("params", gather(state.params))
     results |= {"grid": np.asarray(planar_grid(game))} if game.planar else {}
     if jax.process_index() > 0:
@@ -466,30 +471,47 @@ def main(argv=None):
 
 # --- shared: devices and checkpoints ---
 SWITCHES = {
+    "devices": dict(type=int, help="devices of this process at most (default: all; on a CPU one for each core)"),
     "resume": dict(action="store_true", help="go on from the checkpoint, if there is one"),
-    "distributed": dict(nargs="*", help="share seeds with other processes: HOST:PORT COUNT INDEX, or as JAX detects"),
+    "distributed": dict(nargs="*", help="share work with other processes: HOST:PORT COUNT INDEX, or as JAX detects"),
 }
-gather = partial(process_allgather, tiled=True)  # arrays over all seeds, in numpy, in every process
+gather = partial(process_allgather, tiled=True)  # arrays of all devices, in numpy, in every process
 
 
-def share_seeds(config, args) -> tuple[Mesh, jax.Array]:
-    """A mesh of devices, of all processes, among which the seeds divide evenly, and the seeds on it."""
+def make_mesh(config, args) -> tuple[Mesh, jax.Array]:
+    """A mesh of devices: seeds are dealt out first, what is left over shares a seed's batch. And the seeds on it."""
+    if args.devices is not None and args.devices < 1:
+        args.refuse(f"argument --devices: takes a positive number, not {args.devices}")
+    if jax.config.jax_num_cpu_devices < 0 and "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
+            jax.config.update("jax_num_cpu_devices", args.devices or cores)
     try:
         if args.distributed is not None:
             jax.distributed.initialize(*(kind(word) for kind, word in zip((str, int, int), args.distributed)))
     except (ValueError, RuntimeError) as error:
         args.refuse(f"argument --distributed: takes HOST:PORT COUNT INDEX, or a cluster ({error})".splitlines()[0])
-    count = math.gcd(config.num_seeds, jax.device_count())
-    if count % jax.process_count():
-        args.refuse(f"argument --num-seeds: takes a multiple of the processes, {jax.process_count()}")
-    mesh = Mesh(np.reshape(jax.devices(), (count, -1))[:, 0], "seed")
+    processes, local = jax.process_count(), jax.local_device_count()
+
+    def divisor(work, most):
+        return max(count for count in range(1, most + 1) if work % count == 0)
+
+    for_seeds = divisor(config.num_seeds, most := processes * min(args.devices or local, local))
+    for_batch = divisor(config.batch_size, most // for_seeds)
+    if for_seeds * for_batch % processes:
+        args.refuse(f"argument --num-seeds: takes a multiple of the processes, {processes}")
+    devices = np.reshape(jax.devices(), (processes, -1))[:, : for_seeds * for_batch // processes]
+    mesh = Mesh(devices.reshape(for_seeds, for_batch), ("seed", "batch"))
     seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
     sharding = NamedSharding(mesh, PartitionSpec("seed"))
     return mesh, jax.make_array_from_callback(seeds.shape, sharding, seeds.__getitem__)
 
 
-def over_seeds(function, mesh: Mesh):
-    """Jit `function(key to train with, key to evaluate with, ...)` of one seed for all: each device has its share."""
+def over_devices(function, mesh: Mesh, *split):
+    """Jit `function(key to train with, key to evaluate with, ...)` of one seed for all: each device has its share.
+
+    Its results are the same on all devices of a seed, or parts of a whole if `split` names their axis.
+    """
 
     def share(seeds, *args):
         keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
@@ -498,8 +520,24 @@ def over_seeds(function, mesh: Mesh):
         return jax.vmap(function)(keys[:, 0], keys[:, 1], *args)
 
     # check_vma would sum gradients by what is alike on all devices (a grid) over the devices, and so over seeds.
-    axes = PartitionSpec("seed")
-    return jax.jit(jax.shard_map(share, mesh=mesh, in_specs=axes, out_specs=axes, check_vma=False))
+    specs = dict(in_specs=PartitionSpec("seed"), out_specs=PartitionSpec("seed", *split))
+    return jax.jit(jax.shard_map(share, mesh=mesh, check_vma=False, **specs))
+
+
+def own_share(batch, axis: str | None):
+    """This device's part of what is drawn for the whole batch; the last element again where it does not divide."""
+
+    def part(leaf):
+        size = -(-len(leaf) // jax.lax.axis_size(axis))
+        return leaf.take(jax.lax.axis_index(axis) * size + jnp.arange(size), axis=0, mode="clip")
+
+    return jax.tree.map(part, batch) if axis else batch
+
+
+def device_mean(tree, axis: str | None):
+    """The mean over the devices that share a batch. Of all leaves at once: one by one costs a tenth of all time."""
+    flat, unravel = ravel_pytree(tree)
+    return unravel(jax.lax.pmean(flat, axis)) if axis else tree
 
 
 def flatten(prefix: str, tree) -> dict[str, np.ndarray]:
