@@ -236,6 +236,7 @@ def quantile_loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:
 
     sum_i mean_j |tau_i - [e_ij < 0]| huber(e_ij), e_ij = target_j - prediction_i, tau_i = (i + 1/2) / M, kappa = 1.
     """
+    predictions, targets = jnp.asarray(predictions), jnp.asarray(targets)
     chex.assert_equal_shape([predictions, targets])
     count = predictions.shape[-1]
     tau = jnp.asarray((np.arange(count) + 0.5) / count, predictions.dtype)
@@ -243,7 +244,8 @@ def quantile_loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     for j in range(count):  # unrolled: ten times faster on a CPU than one (..., M, M) broadcast
         error = targets[..., j : j + 1] - predictions
         loss += jnp.abs(tau - (error < 0)) * optax.losses.huber_loss(error)
-    return loss @ jnp.full(count, 1 / count, loss.dtype)  # loss.sum(-1) would be fused into scalar code
+    mean = jnp.full(count, 1 / count, loss.dtype)
+    return jnp.matmul(loss, mean, precision="highest")  # loss.sum(-1) would be fused into scalar code
 
 
 def td_loss(params, target_params, game: Game, xs: jax.Array, gamma: jax.Array, config: Config):

@@ -599,7 +599,7 @@ def stretches(monkeypatch, state, game, config, key):
     """
     seen = []
 
-    def spy(state, game, xs, gamma, config):
+    def spy(state, game, xs, gamma, config, axis):
         jax.debug.callback(lambda *drawn: seen.append(tuple(map(np.array, drawn))), xs, gamma, ordered=True)
         params = jax.tree.map(lambda leaf: 1.2 * leaf, state.params)
         return state._replace(params=params), dict.fromkeys(("loss", "td_error", "gradient_norm"), jnp.zeros(()))
@@ -1185,12 +1185,16 @@ def test_killed_twice_interrupted_and_resumed_it_ends_bit_for_bit_alike(tmp_path
     assert reached == sorted(set(reached)) and reached[-1] < 61  # each went on from where the one before it was
     _, err = start(tmp_path, *words).communicate()
     assert not err
-    with np.load(tmp_path / "results/meva_logistic.npz") as file:
-        assert_same_arrays(run(tmp_path / "whole", **settings), dict(file))
+    out, _ = start(tmp_path / "whole", *words).communicate()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert f"on {max(n for n in (1, 2, 4) if n <= cores)} x cpu" in out  # that share the batch of 4
+    whole, resumed = (np.load(folder / "results/meva_logistic.npz") for folder in (tmp_path / "whole", tmp_path))
+    assert_same_arrays(dict(whole), dict(resumed))
 
 
 FULL = """import numpy, pathlib; full = pathlib.Path("/dev/full")
 numpy.savez_compressed = lambda path, **_: (path.write_text("half"), full.write_text("No space left"))"""
+EIGHT = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 STOPPED = """import signal; from matplotlib.figure import Figure
 Figure.savefig = lambda *_, **__: signal.raise_signal(signal.SIGINT)"""
 
@@ -1233,7 +1237,7 @@ def test_two_runs_that_write_the_same_file_at_once_do_not_disturb_each_other(tmp
 
 
 @slow
-def test_two_devices_and_two_processes_train_as_one(tmp_path):
+def test_devices_and_processes_train_as_one(tmp_path):
     settings = dict(outer_steps=61, num_seeds=4)  # a prime: chunks of one loop
     words = ["--game", "logistic", "--resume", *flags(**TINY["meva"] | TINY_EVAL | settings)]
 
@@ -1248,6 +1252,7 @@ def test_two_devices_and_two_processes_train_as_one(tmp_path):
     second.kill()
     first.communicate(timeout=200)
     assert first.returncode != 0  # it ends when the other is lost
+    shutil.copytree(tmp_path / "results", tmp_path / "more/results")
     (first, err), (second, _) = (process.communicate(timeout=200) for process in start_two())
     assert " 61 / 61 " in first and not re.search(r"^ *1 / 61", first, re.MULTILINE), err  # resumed
     assert not re.search("loss|wrote|config", second), second  # only process 0 prints; the network's library does, too
@@ -1257,6 +1262,100 @@ def test_two_devices_and_two_processes_train_as_one(tmp_path):
     for folder in (tmp_path, tmp_path / "two"):
         with np.load(folder / "results/meva_logistic.npz") as file:
             assert_same_arrays(whole, dict(file))
+    # Two devices for each seed agree with one to rounding, and go on from a checkpoint of one.
+    for folder, devices, others in (("more", "8", {}), ("eight", "8", {}), ("flag", "9", dict(XLA_FLAGS=EIGHT))):
+        out, err = start(tmp_path / folder, *words, "--devices", devices, **others).communicate(timeout=200)
+        assert "8 x cpu" in out, err
+        with np.load(tmp_path / folder / "results/meva_logistic.npz") as file:
+            for name in ("loss", "field", "params/readout/w"):
+                np.testing.assert_allclose(file[name], whole[name], rtol=0.01, atol=0.01, err_msg=name)
+
+
+def by_devices(function, count):
+    """What each of so many devices makes of a function of their axis. An axis of `vmap` takes their place."""
+    each = jax.vmap(lambda _: function("batch"), axis_name="batch", axis_size=count)
+    return jax.jit(each)(jnp.arange(count))
+
+
+@pytest.mark.parametrize("script", TRAINED)
+def test_devices_that_share_a_batch_do_what_one_does(script):
+    """An outer step is the same on each of them, to rounding, and the settings of an evaluation are dealt out."""
+    settings = {"meva": dict(eval_gammas=(0.0, 0.5, 0.9)), "cola": dict(eval_alphas=(0.0, 0.5, 0.9))}[script]
+    game, module, key = GAMES["ipd"], SCRIPTS[script], jax.random.key(0)
+    config = tiny("ipd", script, **settings | dict(batch_size=8))
+    state = module.train_init(key, game, config)
+    step = lambda axis: module.outer_step(key, state, game, config, axis)
+    evaluate = lambda axis: module.evaluate(key, state.params, game, config, axis)
+    alone, whole = jax.jit(lambda: step(None))(), jax.jit(lambda: evaluate(None))()
+    for count in (1, 2, 4):
+        for device in range(count):
+            one = jax.tree.map(lambda leaf: leaf[device], by_devices(step, count))
+            chex.assert_trees_all_close(one, alone, rtol=1e-4, atol=1e-5)
+        dealt_out = {name: np.concatenate(parts)[:3] for name, parts in by_devices(evaluate, count).items()}
+        chex.assert_trees_all_close(dealt_out, whole, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "seeds, batch, local, processes, flag, shape",
+    [
+        (1, 128, 2, 1, None, (1, 2)),
+        (8, 128, 2, 1, None, (2, 1)),
+        (2, 128, 8, 1, None, (2, 4)),
+        (3, 128, 2, 1, None, (1, 2)),
+        (3, 128, 8, 1, None, (3, 2)),
+        (1, 100, 16, 1, None, (1, 10)),
+        (1, 128, 8, 1, 3, (1, 2)),
+        (1, 128, 2, 1, 3, (1, 2)),
+        (3, 128, 8, 2, None, (3, 4)),
+        (2, 128, 8, 2, 1, (2, 1)),
+        (5, 128, 1, 3, None, None),
+    ],
+)
+def test_seeds_are_dealt_out_first_and_devices_left_over_share_a_batch(
+    seeds, batch, local, processes, flag, shape, monkeypatch
+):
+    for name, value in dict(devices=range(local * processes), local_device_count=local, process_count=processes).items():
+        monkeypatch.setattr(jax, name, lambda value=value: value)
+    monkeypatch.setattr(jax, "make_array_from_callback", lambda *_: None)
+    monkeypatch.setattr(meva, "NamedSharding", lambda *_: None)
+    monkeypatch.setattr(meva, "Mesh", lambda devices, names: devices)
+    args = mock.Mock(devices=flag, distributed=None, refuse=mock.Mock(side_effect=SystemExit(2)))
+    config = tiny(num_seeds=seeds, batch_size=batch)
+    if shape is None:
+        with pytest.raises(SystemExit):
+            meva.make_mesh(config, args)
+        return
+    devices, _ = meva.make_mesh(config, args)
+    assert devices.shape == shape
+    used = devices.size // processes
+    assert devices.ravel().tolist() == [p * local + i for p in range(processes) for i in range(used)]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_programs_are_fit_for_a_gpu(script, monkeypatch):
+    """Without one: they are lowered for it, call nothing but XLA, and multiply matrices in full float32."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    game, module, config = GAMES["ipd"], SCRIPTS[script], tiny("ipd", script)
+    key, texts = jax.random.key(0), []
+
+    def lower(function, *args):
+        texts.append(jax.export.export(function, platforms=["cuda"])(*args).mlir_module())
+        return jax.eval_shape(function, *args)
+
+    if script in TRAINED:
+        mesh, seeds = module.make_mesh(config, mock.Mock(devices=1, distributed=None))
+        state = lower(module.over_devices(lambda key, _: module.train_init(key, game, config), mesh), seeds)
+        chunk = lambda key, _, state: module.train_chunk(key, state, game, config, "batch")
+        final = lambda _, key, params: module.evaluate(key, params, game, config, "batch")
+        lower(module.over_devices(chunk, mesh), seeds, state)
+        lower(module.over_devices(final, mesh, "batch"), seeds, state.params)
+    else:
+        lower(jax.jit(lambda key: module.evaluate(key, game, config)), key)
+    for text in texts:
+        assert "callback" not in text and not re.search(r"custom_call", text)
+        products = re.findall(r"= stablehlo\.dot_general .*", text)
+        assert all("precision = [HIGHEST, HIGHEST]" in product for product in products), products
+    assert bool(products) == (script in TRAINED)
 
 
 @pytest.mark.parametrize("script", TRAINED)
