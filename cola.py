@@ -73,6 +73,8 @@ class Config:
     lr: Step = 2.0  # step size of the policies, the paper's alpha in Eq. 1
     hidden: Count = 64  # width of the model (App. D)
     blocks: Annotated[int, 1, 1000] = 2  # residual blocks in each of the model's two MLPs (App. D, E)
+    layer_norm: Switch = True  # layer normalisation in the model (App. D)
+    last: Annotated[str, "gelu", "tanh"] = "gelu"  # the model's last nonlinearity (App. D)
     share_params: Switch = True  # one parameter set for both players, theta_1 = theta_2 (App. D)
     alpha_max: Annotated[float, 1e-30, 1e30] = 10.0  # train for alpha ~ U[0, alpha_max] (App. D), and evaluate there
     outer_steps: Count = 10000  # steps of training, best a multiple of 500
@@ -131,13 +133,14 @@ def mlp_init(key: jax.Array, inputs: int, width: int, blocks: int) -> dict:
     return {"first": linear_init(first, inputs, width), "blocks": gated, "last": linear_init(last, width, width)}
 
 
-def mlp(params: dict, x: jax.Array, last=jax.nn.gelu) -> jax.Array:
-    """Residual blocks between two layer-normalised layers (App. D), GELU by tanh. (..., inputs) -> (..., width)."""
-    h = jax.nn.gelu(normed_linear(params["first"], x))
+def mlp(params: dict, x: jax.Array, layer_norm: bool, last: str = "gelu") -> jax.Array:
+    """Residual blocks between two layers, normalised or not (App. D), GELU by tanh. (..., inputs) -> (..., width)."""
+    layer = normed_linear if layer_norm else linear
+    h = jax.nn.gelu(layer(params["first"], x))
     for block in params["blocks"]:
         gate = jax.nn.sigmoid(block["gate"])  # learned, one for each unit; half open at first
-        h = gate * h + (1 - gate) * linear(block["out"], jax.nn.gelu(normed_linear(block["in"], h)))
-    return last(normed_linear(params["last"], h))
+        h = gate * h + (1 - gate) * linear(block["out"], jax.nn.gelu(layer(block["in"], h)))
+    return getattr(jax.nn, last)(layer(params["last"], h))
 
 
 # --- end shared ---
@@ -152,6 +155,8 @@ class Model:
     combine: dict  # MLP, (z_i, z_j) -> h_i
     readout: dict  # linear, h_i -> gradient for player i
     alpha_max: float = dataclasses.field(metadata={"static": True})  # the model sees alpha / alpha_max
+    layer_norm: bool = dataclasses.field(metadata={"static": True})
+    last: str = dataclasses.field(metadata={"static": True})  # nonlinearity
 
 
 def model_init(key: jax.Array, game: Game, config: Config) -> Model | tuple[Model, Model]:
@@ -161,7 +166,8 @@ def model_init(key: jax.Array, game: Game, config: Config) -> Model | tuple[Mode
         key_embed, key_combine, key_readout = jax.random.split(key, 3)
         embed = mlp_init(key_embed, game.n + 1, config.hidden, config.blocks)
         combine = mlp_init(key_combine, 2 * config.hidden, config.hidden, config.blocks)
-        return Model(embed, combine, linear_init(key_readout, config.hidden, game.n), config.alpha_max)
+        readout = linear_init(key_readout, config.hidden, game.n)
+        return Model(embed, combine, readout, config.alpha_max, config.layer_norm, config.last)
 
     return one(key) if config.share_params else tuple(map(one, jax.random.split(key)))
 
@@ -173,10 +179,10 @@ def model_gradient(params, game: Game, own: jax.Array, other: jax.Array, alpha: 
 
     def embed(x):  # (2, n) -> (2, hidden)
         share = jnp.full((2, 1), alpha / params.alpha_max, x.dtype)
-        return mlp(params.embed, jnp.concatenate([game.features(x), share], -1))
+        return mlp(params.embed, jnp.concatenate([game.features(x), share], -1), params.layer_norm)
 
     both = jnp.concatenate([embed(own), embed(other)[::-1]], -1)  # (2, 2 hidden)
-    return linear(params.readout, mlp(params.combine, both)).astype(own.dtype)
+    return linear(params.readout, mlp(params.combine, both, params.layer_norm, params.last)).astype(own.dtype)
 
 
 def cola_gradient(params, game: Game, x: jax.Array, alpha: jax.Array) -> jax.Array:

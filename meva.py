@@ -69,12 +69,15 @@ class Config:
     hidden: Count = 64  # width of the model (App. D)
     blocks: Few = 2  # residual blocks in each of the model's two MLPs (App. D, E)
     quantiles: Few = 32  # quantiles M of the meta-value; 1 is regression with half the Huber loss (Sec. 4)
+    layer_norm: Switch = True  # layer normalisation in the model (App. D); off on planar games, see README
+    last: Annotated[str, "tanh", "gelu"] = "tanh"  # the model's last nonlinearity (App. E; in App. D GELU, see README)
     share_params: Switch = True  # one parameter set for both players, theta_1 = theta_2 (App. D)
     outer_steps: Count = 2000  # outer loops of Algorithm 1, best a multiple of 25
     batch_size: Count = 128  # trajectories in an outer loop
     rollout_length: Count = 100  # length T of an exploration trajectory (Algorithm 1)
     stride: Count = 10  # length k of an on-policy stretch (Algorithm 1); it must divide T
-    flip_prob: Share = 1 / 16  # probability of a sign flip in exploration; 0: no exploration (Sec. 4.3)
+    explore: Switch = True  # stretches start on exploration trajectories (Algorithm 1); if not, as in Sec. 3.3
+    flip_prob: Share = 1 / 16  # probability of a sign flip in exploration (Sec. 4.3)
     fixed_gamma: Annotated[float | None, 0.0, 0.9999999] = None  # train for this alone, not Beta(1/2, 1/2) (Sec. 4.2)
     bootstrap: Share = 0.9  # bootstrapping rate lambda of the TD targets; 0 is TD(0) (Sec. 4)
     target_inertia: Gamma = 0.99  # inertia rho of the target network; 0: no target network (Sec. 4)
@@ -95,8 +98,8 @@ class Config:
 
 
 PLANAR = dict(
-    form="V", blocks=1, quantiles=16, outer_steps=1000, rollout_length=50, stride=50, flip_prob=0.0,
-    bootstrap=0.0, target_inertia=0.0, semi_gradient=False, model_lr=1e-3, weight_decay=0.0,
+    form="V", blocks=1, quantiles=16, outer_steps=1000, rollout_length=50, stride=50, explore=False,
+    layer_norm=False, bootstrap=0.0, target_inertia=0.0, semi_gradient=False, model_lr=1e-3, weight_decay=0.0,
     eval_gammas=(0.0, 0.8, 0.85, 0.9, 0.95, 0.99), eval_pairs=32, eval_steps=200,
 )  # fmt: skip
 QUICK = dict(outer_steps=250, batch_size=64, model_lr=1e-3, eval_gammas=(0.0, 0.5, 0.9, 0.95, 0.99), eval_pairs=64)
@@ -135,13 +138,14 @@ def mlp_init(key: jax.Array, inputs: int, width: int, blocks: int) -> dict:
     return {"first": linear_init(first, inputs, width), "blocks": gated, "last": linear_init(last, width, width)}
 
 
-def mlp(params: dict, x: jax.Array, last=jax.nn.gelu) -> jax.Array:
-    """Residual blocks between two layer-normalised layers (App. D), GELU by tanh. (..., inputs) -> (..., width)."""
-    h = jax.nn.gelu(normed_linear(params["first"], x))
+def mlp(params: dict, x: jax.Array, layer_norm: bool, last: str = "gelu") -> jax.Array:
+    """Residual blocks between two layers, normalised or not (App. D), GELU by tanh. (..., inputs) -> (..., width)."""
+    layer = normed_linear if layer_norm else linear
+    h = jax.nn.gelu(layer(params["first"], x))
     for block in params["blocks"]:
         gate = jax.nn.sigmoid(block["gate"])  # learned, one for each unit; half open at first
-        h = gate * h + (1 - gate) * linear(block["out"], jax.nn.gelu(normed_linear(block["in"], h)))
-    return last(normed_linear(params["last"], h))
+        h = gate * h + (1 - gate) * linear(block["out"], jax.nn.gelu(layer(block["in"], h)))
+    return getattr(jax.nn, last)(layer(params["last"], h))
 
 
 # --- end shared ---
@@ -155,7 +159,8 @@ class Model:
     embed: dict  # MLP, (x_i, gamma_i) -> z_i
     combine: dict  # MLP, (z_i, z_j) -> h_i
     readout: dict  # linear, h_i -> M quantiles
-    signed: bool = dataclasses.field(metadata={"static": True})  # tanh as the last nonlinearity (App. E)
+    layer_norm: bool = dataclasses.field(metadata={"static": True})
+    last: str = dataclasses.field(metadata={"static": True})  # nonlinearity
 
 
 def model_init(key: jax.Array, game: Game, config: Config) -> Model | tuple[Model, Model]:
@@ -165,7 +170,8 @@ def model_init(key: jax.Array, game: Game, config: Config) -> Model | tuple[Mode
         key_embed, key_combine, key_readout = jax.random.split(key, 3)
         embed = mlp_init(key_embed, game.n + 1, config.hidden, config.blocks)
         combine = mlp_init(key_combine, 2 * config.hidden, config.hidden, config.blocks)
-        return Model(embed, combine, linear_init(key_readout, config.hidden, config.quantiles), config.flip_prob > 0)
+        readout = linear_init(key_readout, config.hidden, config.quantiles)
+        return Model(embed, combine, readout, config.layer_norm, config.last)
 
     return one(key) if config.share_params else tuple(map(one, jax.random.split(key)))
 
@@ -183,10 +189,9 @@ def meta_quantiles(params, game: Game, x: jax.Array, gamma: jax.Array, signs=1.0
     x = 1.0 * jnp.asarray(x)  # integers become floats
     gamma = jnp.broadcast_to(jnp.asarray(gamma, x.dtype), 2)
     chex.assert_shape(x, (2, game.n))
-    z = mlp(params.embed, jnp.concatenate([game.features(x), gamma[:, None]], -1))  # (2, hidden)
+    z = mlp(params.embed, jnp.concatenate([game.features(x), gamma[:, None]], -1), params.layer_norm)  # (2, hidden)
     z_other = jax.lax.stop_gradient(z[::-1]) if detach else z[::-1]
-    last = jnp.tanh if params.signed else jax.nn.gelu
-    h = mlp(params.combine, jnp.concatenate([z, z_other], -1), last)  # (2, hidden)
+    h = mlp(params.combine, jnp.concatenate([z, z_other], -1), params.layer_norm, params.last)  # (2, hidden)
     return linear(params.readout, signs * h).astype(x.dtype)
 
 
@@ -341,7 +346,7 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config, ax
 
     def stretch(carry, key):
         state, x = carry
-        if config.flip_prob:
+        if config.explore:
             x = explore(x, explorer_gamma, signs)
         gamma = own_share(draw_gammas(key, config), axis)
 
@@ -351,7 +356,7 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config, ax
 
         last, xs = rollout(x, gamma)
         state, metrics = update(state, game, jnp.concatenate([xs, last[:, None]], 1), gamma, config, axis)
-        return (state, x if config.flip_prob else last), metrics
+        return (state, x if config.explore else last), metrics
 
     keys = jax.random.split(key_stretches, config.rollout_length // config.stride)
     (state, _), metrics = jax.lax.scan(stretch, (state, x), keys)
@@ -407,7 +412,7 @@ def loop_flops(params, config: Config) -> int:
     one by theta twice as many. Exploration, rollout, predictions and the target network see each of T steps once.
     """
     weights = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 3)  # (seed, inputs, outputs)
-    passes = 2 * (config.flip_prob > 0) + 2 + 3 + (config.target_inertia > 0)
+    passes = 2 * config.explore + 2 + 3 + (config.target_inertia > 0)
     return 2 * 2 * weights * passes * config.batch_size * config.rollout_length
 
 

@@ -530,14 +530,15 @@ meta_quantiles = jax.jit(meva.meta_quantiles, static_argnames="game")
 
 
 @pytest.mark.parametrize("script", TRAINED)
-def test_network_is_the_one_of_appendix_d(script):
+@pytest.mark.parametrize("layer_norm, last", [(True, "tanh"), (False, "tanh"), (True, "gelu")])
+def test_network_is_the_one_of_appendix_d(script, layer_norm, last):
     """An independent forward pass in numpy, with blocks, gates, normalisation and flipped signs written out."""
     game, x = GAMES["ipd"], np.asarray(random_policies(GAMES["ipd"], 1)[0])
-    params, _ = make_model(script=script, blocks=2, share_params=False)
+    params, _ = make_model(script=script, blocks=2, share_params=False, layer_norm=layer_norm, last=last)
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), params)
 
     def normalised(x):
-        return (x - x.mean()) / np.sqrt(x.var() + 1e-6)
+        return (x - x.mean()) / np.sqrt(x.var() + 1e-6) if layer_norm else x
 
     def gelu(x):
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
@@ -558,7 +559,8 @@ def test_network_is_the_one_of_appendix_d(script):
 
     one, two = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     gamma, signs = np.array([0.3, 0.8]), 1.0 - 2.0 * (np.arange(16).reshape(2, 8) % 3 == 0)
-    given = (gamma, np.tanh, signs) if script == "meva" else ([0.4, 0.4], gelu, np.ones((2, 8)))  # alpha 4 of 10
+    last = dict(tanh=np.tanh, gelu=gelu)[last]
+    given = (gamma, last, signs) if script == "meva" else ([0.4, 0.4], last, np.ones((2, 8)))  # alpha 4 of 10
     model = {
         "meva": lambda params: meva.meta_quantiles(params, game, x, gamma, signs),
         "cola": lambda params: cola.cola_gradient(params, game, x, 4.0),
@@ -612,16 +614,17 @@ def stretches(monkeypatch, state, game, config, key):
 
 
 @pytest.mark.parametrize(
-    "name, flip_prob, form", [("ipd", 0.25, "U"), ("ipd", 0.0, "U"), ("tandem", 0.25, "V"), ("imp", 0.25, "U")]
+    "name, explore, form", [("ipd", True, "U"), ("ipd", False, "U"), ("tandem", True, "V"), ("imp", True, "U")]
 )
-def test_trajectories_against_a_loop(name, flip_prob, form, monkeypatch):
+def test_trajectories_against_a_loop(name, explore, form, monkeypatch):
     """Algorithm 1 with footnote 2, and without exploration Sec. 3.3, from the policies, gammas and signs drawn.
 
     Exploration goes on from where exploration ended, along the gradient of the flipped theta of the first stretch,
     with one draw for all T steps. Each on-policy stretch starts there, and follows the field of the theta of that time
     with gammas of its own. Without exploration the on-policy trajectory itself goes on.
     """
-    config = tiny(name, batch_size=3, rollout_length=12, stride=3, flip_prob=flip_prob, form=form, semi_gradient=True)
+    settings = dict(explore=explore, flip_prob=0.25, form=form, semi_gradient=True)
+    config = tiny(name, batch_size=3, rollout_length=12, stride=3, **settings)
     game, key, lr = GAMES[name], jax.random.key(5), config.lr
     state = meva.train_init(jax.random.key(0), game, config)
     state = state._replace(target_params=meva.train_init(jax.random.key(1), game, config).params)
@@ -631,7 +634,7 @@ def test_trajectories_against_a_loop(name, flip_prob, form, monkeypatch):
     key_x, key_gamma, key_signs, _ = jax.random.split(key, 4)
     x = jax.vmap(game.init)(jax.random.split(key_x, 3))
     held_gamma = jnp.sin(jnp.pi / 2 * jax.random.uniform(key_gamma, (3, 2))) ** 2
-    signs = 1.0 - 2.0 * jax.random.bernoulli(key_signs, flip_prob, (3, 2, config.hidden))
+    signs = 1.0 - 2.0 * jax.random.bernoulli(key_signs, 0.25, (3, 2, config.hidden))
     assert len(np.unique([*gammas.ravel(), *held_gamma.ravel()])) == 4 * 6 + 6  # all are drawn anew
 
     def two_passes(params, x, gamma, signs):
@@ -643,7 +646,7 @@ def test_trajectories_against_a_loop(name, flip_prob, form, monkeypatch):
     same = partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-4)
     params = state.params
     for s in range(4):
-        for _ in range(3 if flip_prob else 0):
+        for _ in range(3 if explore else 0):
             x = x + lr * learned(state.params, x, held_gamma, signs)
         on_policy = [x]
         for _ in range(3):
@@ -652,8 +655,100 @@ def test_trajectories_against_a_loop(name, flip_prob, form, monkeypatch):
                 step = naive(on_policy[-1]) + gammas[s][..., None] * step
             on_policy += [on_policy[-1] + lr * step]
         same(xs[s], jnp.stack(on_policy, 1))
-        x = x if flip_prob else on_policy[-1]
+        x = x if explore else on_policy[-1]
         params = jax.tree.map(lambda leaf: 1.2 * leaf, params)
+
+
+@pytest.mark.parametrize("form", ["U", "V"])
+def test_an_outer_loop_against_plain_loops(form):
+    """Algorithm 1 with exploration and every technique, or Sec. 3.3 with Eq. 7's both sides, in float64.
+
+    Loops over stretches, trajectories, players, steps and quantiles call nothing of ours but `meta_value` and `f`, and
+    differentiate one player's number at a time. Flipped units are flipped rows of the readout; one quantile is the
+    meta-value of a model whose readout has that column alone.
+    """
+    explore = form == "U"
+    settings = dict(target_inertia=0.9, bootstrap=0.6, semi_gradient=True, layer_norm=True) if explore else {}
+    settings |= dict(batch_size=2, rollout_length=4, stride=2, quantiles=2, hidden=4, flip_prob=0.25, model_lr=0.01)
+    game = GAMES["imp" if explore else "logistic"]
+    with jax.enable_x64(True):
+        config = tiny(game.name, form=form, explore=explore, weight_decay=0.1, share_params=True, **settings)
+        state, other = (meva.train_init(jax.random.key(seed), game, config) for seed in (0, 1))
+        state = state._replace(target_params=other.params if explore else state.params)
+        new, metrics = jax.jit(lambda key: meva.outer_step(key, state, game, config))(jax.random.key(5))
+
+        key_x, key_gamma, key_signs, key_stretches = jax.random.split(jax.random.key(5), 4)
+        xs = [game.init(key) for key in jax.random.split(key_x, 2)]
+        draw_gamma = lambda key: np.sin(np.pi / 2 * np.asarray(jax.random.uniform(key, (2, 2)))) ** 2
+        held_gamma = draw_gamma(key_gamma)
+        signs = np.where(jax.random.bernoulli(key_signs, 0.25, (2, 2, 4)), -1.0, 1.0)
+        with_readout = lambda model, change: dataclasses.replace(model, readout=jax.tree.map(change, model.readout))
+        flipped = lambda model, row: with_readout(model, lambda w: w * row[:, None] if w.ndim == 2 else w)
+        quantile = jax.jit(
+            lambda model, x, gamma, i, m: meva.meta_value(
+                with_readout(model, lambda w: w[..., m : m + 1]), game, x, gamma)[i],
+            static_argnums=(3, 4),
+        )  # fmt: skip
+        slope = jax.jit(
+            lambda model, x, gamma, i: jax.grad(lambda x: meva.meta_value(model, game, x, gamma)[i])(x)[i],
+            static_argnums=3,
+        )
+        naive_slope = jax.jit(lambda x, i: jax.grad(lambda x: game.f(x)[i])(x)[i], static_argnums=1)
+
+        params, target, explorer, seen = state.params, state.target_params, state.params, []
+        first = second = jax.tree.map(jnp.zeros_like, params)
+        for count, key in enumerate(jax.random.split(key_stretches, 2), 1):
+            gammas, paths = draw_gamma(key), []
+            for b in (0, 1):
+                for _ in range(2 if explore else 0):
+                    rows = [slope(flipped(explorer, signs[b, i]), xs[b], held_gamma[b], i) for i in (0, 1)]
+                    xs[b] = xs[b] + config.lr * jnp.stack(rows)
+                path = [xs[b]]
+                for _ in range(2):
+                    rows = [slope(params, path[-1], gammas[b], i) for i in (0, 1)]
+                    if form == "U":
+                        rows = [naive_slope(path[-1], i) + gammas[b, i] * rows[i] for i in (0, 1)]
+                    path.append(path[-1] + config.lr * jnp.stack(rows))
+                xs[b] = xs[b] if explore else path[-1]
+                paths.append(path)
+
+            def mean_loss(params):
+                losses, errors = [], []
+                for b, i in itertools.product((0, 1), (0, 1)):
+                    path, gamma = paths[b], gammas[b]
+                    model = target if explore else params
+                    ahead = [[quantile(model, x, gamma, i, m) for m in (0, 1)] for x in path]
+                    targets = ahead[2]
+                    for t in (1, 0):
+                        reward = game.f(path[t + 1] if form == "U" else path[t])[i]
+                        mixed = [(1 - config.bootstrap) * ahead[t + 1][m] + config.bootstrap * targets[m] for m in (0, 1)]
+                        targets = [(1 - gamma[i]) * reward + gamma[i] * mixed[m] for m in (0, 1)]
+                        found = [quantile(params, path[t], gamma, i, m) for m in (0, 1)]
+                        loss = 0.0
+                        for m, n in itertools.product((0, 1), (0, 1)):
+                            error = targets[n] - found[m]
+                            huber = jnp.where(jnp.abs(error) < 1, error**2 / 2, jnp.abs(error) - 0.5)
+                            loss += jnp.abs((0.25, 0.75)[m] - (error < 0)) * huber / 2
+                        losses += [loss]
+                        errors += [jnp.abs(sum(targets) - sum(found)) / 2]
+                return jnp.mean(jnp.stack(losses)), jnp.mean(jnp.stack(errors))
+
+            (loss, error), gradient = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))(params)
+            norm = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(gradient)))
+            seen += [(loss, error, norm)]
+            first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, gradient)
+            second = jax.tree.map(lambda v, g: config.adam_b2 * v + (1 - config.adam_b2) * g**2, second, gradient)
+
+            def moved(p, m, v):
+                step = m / (1 - 0.9**count) / (np.sqrt(v / (1 - config.adam_b2**count)) + 1e-8)
+                return p - config.model_lr * (step + 0.1 * p)
+
+            params = jax.tree.map(moved, params, first, second)
+            target = jax.tree.map(lambda bar, p: config.target_inertia * bar + (1 - config.target_inertia) * p, target, params)
+        same = partial(chex.assert_trees_all_close, rtol=1e-7, atol=1e-9)
+        same((new.params, new.target_params), (params, target))
+        same([metrics[name] for name in ("loss", "td_error", "gradient_norm")], list(np.mean(seen, 0)))
+        assert new.step == 1
 
 
 def test_gammas_and_policies_follow_their_distributions(monkeypatch):
@@ -1000,6 +1095,7 @@ def test_every_setting_is_read(script):
     assert settings.keys() - read == {"payoffs", "discount", "seed", "num_seeds"}
     given = {name: value for name, value in settings.items() if value not in (None, ())}
     others = dict(payoffs=(1e6, -1e6, 0.0, 1.0), discount=0.5, fixed_gamma=0.3, form="V", variant="taylor", seed=5)
+    others |= dict(last="tanh" if script == "cola" else "gelu")
     for name, value in settings.items():
         changed = {bool: lambda v: not v, int: lambda v: 2 * v, float: lambda v: v / 2 or 0.5, tuple: lambda _: (0.25,)}
         value = others[name] if name in others else changed[type(value)](value)
@@ -1018,10 +1114,11 @@ def test_defaults_are_the_papers_and_help_shows_them(capsys):
     both = dict(hidden=64, batch_size=128, share_params=True, fixed_gamma=None)
     logistic = dict(lr=1, quantiles=16, eval_gammas=(0, 0.8, 0.85, 0.9, 0.95, 0.99), semi_gradient=False, blocks=1,
                     rollout_length=50, stride=50, outer_steps=1000, model_lr=1e-3, form="V", target_inertia=0,
-                    bootstrap=0, flip_prob=0, weight_decay=0)
+                    bootstrap=0, explore=False, weight_decay=0, layer_norm=False, last="tanh")
     ipd = dict(lr=2, quantiles=32, eval_gammas=(0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999), blocks=2,
                semi_gradient=True, rollout_length=100, stride=10, outer_steps=2000, model_lr=1e-4, form="U",
-               target_inertia=0.99, bootstrap=0.9, flip_prob=1 / 16, weight_decay=1e-2, eval_pairs=256, eval_steps=500)
+               target_inertia=0.99, bootstrap=0.9, flip_prob=1 / 16, weight_decay=1e-2, eval_pairs=256, eval_steps=500,
+               explore=True, layer_norm=True, last="tanh")
     for game, paper in (("logistic", both | logistic), ("ipd", both | ipd)):
         config, quick = meva.make_config(game), meva.make_config(game, quick=True, hidden=3)
         assert {name: getattr(config, name) for name in paper} == paper
@@ -1281,7 +1378,7 @@ def by_devices(function, count):
 def test_devices_that_share_a_batch_do_what_one_does(script, monkeypatch):
     """An outer step is the same on each of them, to rounding, and the settings of an evaluation are dealt out."""
     monkeypatch.setattr(cola, "ORDERS", (0, 1))
-    settings = {"meva": dict(eval_gammas=(0.0, 0.5, 0.9), flip_prob=0.25), "cola": dict(eval_alphas=(0.0, 0.1, 0.2))}
+    settings = {"meva": dict(eval_gammas=(0.0, 0.5, 0.9), explore=True), "cola": dict(eval_alphas=(0.0, 0.1, 0.2))}
     game, module, key = GAMES["tandem"], SCRIPTS[script], jax.random.key(0)
     config = tiny("tandem", script, **settings[script] | dict(batch_size=8))
     state = module.train_init(key, game, config)
@@ -1291,7 +1388,9 @@ def test_devices_that_share_a_batch_do_what_one_does(script, monkeypatch):
     for count in (1, 2, 4):
         for one in zip(*map(list, jax.tree.leaves(by_devices(step, count)))):
             chex.assert_trees_all_close(list(one), jax.tree.leaves(alone), rtol=1e-4, atol=1e-5)
-    dealt_out = {name: np.concatenate(parts)[:3] for name, parts in by_devices(evaluate, 2).items()}
+    parts = by_devices(evaluate, 2)
+    chex.assert_tree_shape_prefix(parts, (2, 2))
+    dealt_out = {name: np.concatenate(part)[:3] for name, part in parts.items()}
     chex.assert_trees_all_close(dealt_out, whole, rtol=1e-3, atol=1e-4)
 
 
@@ -1314,7 +1413,8 @@ def test_devices_that_share_a_batch_do_what_one_does(script, monkeypatch):
 def test_seeds_are_dealt_out_first_and_devices_left_over_share_a_batch(
     seeds, batch, local, processes, flag, shape, monkeypatch
 ):
-    for name, value in dict(devices=range(local * processes), local_device_count=local, process_count=processes).items():
+    machine = dict(devices=range(local * processes), local_device_count=local, process_count=processes)
+    for name, value in machine.items():
         monkeypatch.setattr(jax, name, lambda value=value: value)
     monkeypatch.setattr(jax, "make_array_from_callback", lambda *_: None)
     monkeypatch.setattr(meva, "NamedSharding", lambda *_: None)
