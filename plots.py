@@ -29,7 +29,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from games import GAMES, simultaneous_gradient, state_distribution
+from games import GAMES, exact_best_response, simultaneous_gradient, state_distribution
 
 COLORS = {"naive": "tab:gray", "lola": "tab:orange", "hola": "tab:green", "cola": "tab:purple", "meva": "tab:blue"}
 TITLES = {"naive": "naive", "lola": "LOLA", "hola": "HOLA(2)", "cola": "COLA", "meva": "MeVa"}
@@ -150,6 +150,7 @@ def load(path: pathlib.Path, run: Run) -> Results:
         with np.load(path, allow_pickle=False) as file:
             config = json.loads(str(file["config"]))
             arrays = {name: file[name] for name in file.files if name.removesuffix("_2") in SHAPES}
+            params = {name: file[name] for name in file.files if name.startswith("params/")}
         if config["game"] != run.game:
             raise ValueError(f"it is one on {config['game']}")
         sizes = dict(S=arrays["sweep"].size, N=config["num_seeds"], T=config["eval_steps"] + 1, n=GAMES[run.game].n)
@@ -164,7 +165,7 @@ def load(path: pathlib.Path, run: Run) -> Results:
         raise Broken(" ".join(words.split())) from None
     loops = f" of {config['outer_steps']} outer loops" if sizes["L"] else ""
     source = f"small runs in {path.parent}" if run.quick else f"{path} ({config['num_seeds']} seeds{loops})"
-    return Results(arrays, config=config, path=path, source=source)
+    return Results(arrays | params, config=config, path=path, source=source)
 
 
 def find(names, out: pathlib.Path, exactly=False, own=True) -> tuple[dict[str, Results], str, list[str]]:
@@ -221,6 +222,7 @@ STYLE = {
 }  # fmt: skip
 TICKS = (-10, -5, 0, 5, 10)
 PLANE = dict(aspect="equal", xlim=(-10, 10), ylim=(-10, 10), xticks=TICKS, yticks=TICKS, xlabel="$x_1$", ylabel="$x_2$")
+BINS = np.linspace(-2.75, -0.5, 46)  # of return
 CELLS = dict(origin="lower", extent=(-290 / 28, 290 / 28) * 2)  # each grid point in the middle of its cell
 BAR = dict(shrink=0.8, pad=0.01)  # a color bar beside its panels
 LEVELS = np.arange(-5, 4.1, 0.5)  # of return
@@ -277,10 +279,13 @@ def draw_fig2(figure: Figure, runs: dict, basins: bool):
 
 
 def draw_fig3(figure: Figure, runs: dict):
-    """Returns on the IPD (Fig. 3), means and standard errors over policy pairs, as there; thin: the agent's by seed."""
+    """Returns on the IPD (Fig. 3), means and standard errors over policy pairs, as there; thin: the agent's by seed.
+
+    On the right is what a best response leaves to the agents of one setting: means hide that some are exploited.
+    """
     figure.set_size_inches(WIDTH, 4.2)
-    axes = figure.subplots(2, 3, sharey=True)
-    for row, script in zip(axes, ("meva", "lola")):
+    axes = figure.subplots(2, 4, sharey=True, width_ratios=(3, 3, 3, 2))
+    for (*row, last), script, setting in zip(axes, ("meva", "lola"), (0.99, 10)):
         results = runs[f"{script}_ipd"]
         ticks = np.arange(len(results["sweep"]))
         for axis, (key, (heading, other)) in zip(row, PLAYS.items()):
@@ -291,10 +296,17 @@ def draw_fig3(figure: Figure, runs: dict):
                 errors = [standard_error(samples) for samples in pairs[..., player]]
                 line = dict(color=color, linestyle=style, capsize=1.5, label=label)
                 axis.errorbar(ticks, pairs[..., player].mean(1), errors, **line)
-            axis.set(title=heading, xlabel=SYMBOLS[script], ylim=(-2.15, -0.45))
+            axis.set(title=heading, xlabel=SYMBOLS[script], ylim=(-2.8, -0.45))
             axis.set_xticks(ticks, [f"{setting:g}" for setting in results["sweep"]], rotation=60)
             axis.legend()
         row[0].set_ylabel("expected return per round")
+        i = at(results, setting, exactly=False)
+        agents = results["best_response"][i, ..., 0]  # (seed, pair)
+        style = dict(orientation="horizontal", histtype="step", color=COLORS[script])
+        for model in agents:
+            last.hist(model, BINS, weights=np.full(model.size, 1 / model.size), linewidth=0.3, alpha=0.5, **style)
+        last.hist(agents.ravel(), BINS, weights=np.full(agents.size, 1 / agents.size), **style)
+        last.set(title=f"agents at {SYMBOLS[script]} = {results['sweep'][i]:g}", xlabel="share of pairs", xscale="log")
 
 
 def draw_basins(figure: Figure, runs: dict):
@@ -462,7 +474,8 @@ def claims(*runs: str):
 
 
 def verdict(holds) -> str:
-    return "yes" if np.all(holds) else "in part" if np.any(holds) else "**no**"
+    """In words: `holds` has a truth value for each setting or model, none where there was nothing to judge."""
+    return "yes" if np.size(holds) and np.all(holds) else "in part" if np.any(holds) else "**no**"
 
 
 def series(settings, values, digits: int = 3) -> str:
@@ -645,8 +658,11 @@ def far_sighted(meva):
 
     cooperative = returns.mean(1) > -1.2
     criterion = "it cooperates in more than nine rounds of ten wherever self-play returns more than -1.2"
-    for statement, name in (("the best response is to cooperate", ""), ("(the exact best response)", "exact_")):
-        rates = cooperation(meva[f"{name}response_policies"][cooperative])[..., 1].mean(2)  # (S, seed)
+    policies = meva["policies"][cooperative]
+    exact = jax.vmap(partial(exact_best_response, GAMES["ipd"], agent=0))(policies.reshape(-1, 2, 5))
+    responses = meva["response_policies"][cooperative], np.asarray(exact).reshape(policies.shape)
+    for statement, pairs in zip(("the best response is to cooperate", "(the exact best response)"), responses):
+        rates = cooperation(pairs)[..., 1].mean(2)  # (S, seed)
         yield "5.2", statement, criterion, series(gammas[cooperative], rates), rates.mean(1) > 0.9
     agents = meva["best_response"][cooperative][..., 0]  # (S, seed, pair)
     kept = (agents > -1.5).mean(2)
@@ -672,7 +688,7 @@ def far_sighted(meva):
     each = f"{spread(found)}; by model {', '.join(f'{share:.2f}' for share in np.sort(found))}"
     criterion = "more than half of the policies at gamma = .99 are nearest to tit-for-tat, in every model"
     yield "5", "MeVa in fact learns to play tit-for-tat", criterion, each, found > 0.5
-    chances = 1 / (1 + np.exp(-meva["policies"][i].astype(float))).mean((1, 2))  # (seed, 5)
+    chances = (1 / (1 + np.exp(-meva["policies"][i].astype(float)))).mean((1, 2))  # (seed, 5)
     states = "first", "DD", "CD", "DC", "CC"
     words = ", ".join(f"{spread(chance)} {state}" for state, chance in zip(states, chances.T))
     criterion = "on having been defected against (CD) it cooperates less than half as often as after CC, in every model"
@@ -739,11 +755,53 @@ def table_of_ablations(runs: dict[str, Results]) -> str:
         own, *others = [mean_returns(runs[name], key, 0.99) for key in PLAYS]
         rows.append((label, pair(own[:1]), *map(pair, others), f"`{flags(change)}`" if change else ""))
     returns = table(("", "self-play", "agent : best response", "agent : naive learner", "switch"), rows)
-    sides = {"meva_logistic": "both sides of Eq. 7", "semi_gradient_logistic": "semi-gradient"}
-    rows = [(sides[name], *map(spread, runs[name]["basin_fraction"])) for name in filter(runs.get, sides)]
+    rows = [(NETWORKS[name][0], *map(spread, runs[name]["basin_fraction"])) for name in filter(runs.get, NETWORKS)]
     shares = table(("gamma", *map(str, GAMMAS["eval_gammas"])), rows)
     heading = f"The IPD at gamma = .99, `python meva.py --game ipd {flags(SHORT)}` and a switch:"
     return "\n\n".join([heading, returns, "The Logistic Game, the share that ends with x_1, x_2 > 0:", shares])
+
+
+def slopes(results: Results, gamma: float, line: np.ndarray) -> np.ndarray:
+    """Slopes of player 1's meta-value by its own policy at points of the diagonal x_1 = x_2, (2, seed, point).
+
+    Of the model first, and then of what it stands for: the discounted mean of the returns that follow if both players
+    follow the model, differentiated through 2000 steps.
+    """
+    meva, game = SCRIPTS["meva"], GAMES["logistic"]
+    config = meva.Config(**{name: value for name, value in results["config"].items() if name != "run_on"})
+    like = meva.model_init(jax.random.key(0), game, config)
+    leaves = [results[name] for name in meva.flatten("params", like)]  # (seed, ...) each
+
+    def of_one(params, x):
+        field = partial(meva.meva_gradient, params, game, gamma=gamma, config=config)
+
+        def step(carry, _):
+            x, weight, value = carry
+            return (x + config.lr * field(x), gamma * weight, value + (1 - gamma) * weight * game.f(x)[0]), None
+
+        value = jax.jacfwd(lambda x: jax.lax.scan(step, (x, 1.0, 0.0), length=2000)[0][2])
+        return jax.numpy.stack([field(x)[0, 0], value(x)[0, 0]])
+
+    x = np.broadcast_to(np.float32(line)[:, None, None], (len(line), 2, 1))
+    both = jax.vmap(jax.vmap(of_one, (None, 0)), (0, None))(jax.tree.unflatten(jax.tree.structure(like), leaves), x)
+    return np.moveaxis(np.asarray(both), -1, 0)
+
+
+def table_of_ends(runs: dict[str, Results]) -> str:
+    """Where MeVa's policies end on the Logistic Game, and where its meta-value and the true one are at their best."""
+    rows, line = [], np.linspace(3.5, 7, 15)
+    near, far = runs["meva_logistic"], runs["far_logistic"]
+    for gamma in (0.9, 0.91, 0.92, 0.95, 0.99):
+        cells = [spread(share_at_b(near, gamma))]
+        cells += [spread(came_to(results, B)[at(results, gamma)].mean((1, 2))) for results in (near, far)]
+        ends = [results["endpoints"][at(results, gamma)] for results in (near, far)]
+        cells += [spread(logistic_returns(np.array([B, B]))[0] - logistic_returns(x).mean((1, 2, 3))) for x in ends]
+        for slope in slopes(near, gamma, line):  # (seed, point), falling: where it is 0
+            cells += [spread(np.array([np.interp(0, -each, line) for each in slope]), 2)]
+        rows.append((f"{gamma:g}", *cells))
+    heading = ("gamma", "in B's quadrant", "within .5 of B", "after 2000 steps", "return lost to B", "after 2000 steps",
+               "the model's best x", "the true one's")  # fmt: skip
+    return table(heading, rows)
 
 
 def cell(results: Results, key: str, i: int, digits: int = 3) -> str:
@@ -834,7 +892,8 @@ FIGURES = {  # how each is drawn, and from which runs
 }
 TABLES = {
     "paper": (table_of_claims, dict.fromkeys(name for names, _ in CLAIMS for name in names)),
-    "ablations": (table_of_ablations, (*ABLATIONS, "meva_logistic", "semi_gradient_logistic")),
+    "ablations": (table_of_ablations, (*ABLATIONS, *NETWORKS)),
+    "ends": (table_of_ends, ("meva_logistic", "far_logistic")),
     "returns": (table_of_returns, ("naive_ipd", "lola_ipd", "hola_ipd", "cola_ipd", "meva_ipd", "meva_imp")),
     "consistency": (table_of_consistency, ("cola_logistic",)),
     "tandem": (table_of_tandem, ("naive_tandem", "lola_tandem", "hola_tandem", "cola_tandem")),

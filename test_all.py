@@ -721,7 +721,8 @@ def test_an_outer_loop_against_plain_loops(form):
                     targets = ahead[2]
                     for t in (1, 0):
                         reward = game.f(path[t + 1] if form == "U" else path[t])[i]
-                        mixed = [(1 - config.bootstrap) * ahead[t + 1][m] + config.bootstrap * targets[m] for m in (0, 1)]
+                        lam = config.bootstrap
+                        mixed = [(1 - lam) * ahead[t + 1][m] + lam * targets[m] for m in (0, 1)]
                         targets = [(1 - gamma[i]) * reward + gamma[i] * mixed[m] for m in (0, 1)]
                         found = [quantile(params, path[t], gamma, i, m) for m in (0, 1)]
                         loss = 0.0
@@ -744,7 +745,8 @@ def test_an_outer_loop_against_plain_loops(form):
                 return p - config.model_lr * (step + 0.1 * p)
 
             params = jax.tree.map(moved, params, first, second)
-            target = jax.tree.map(lambda bar, p: config.target_inertia * bar + (1 - config.target_inertia) * p, target, params)
+            rho = config.target_inertia
+            target = jax.tree.map(lambda bar, p: rho * bar + (1 - rho) * p, target, params)
         same = partial(chex.assert_trees_all_close, rtol=1e-7, atol=1e-9)
         same((new.params, new.target_params), (params, target))
         same([metrics[name] for name in ("loss", "td_error", "gradient_norm")], list(np.mean(seen, 0)))
@@ -1512,7 +1514,7 @@ def test_every_command_makes_the_run_that_it_is_for(name, tmp_path):
     script, *words = plots.command(name, tmp_path).split()[1:]
     config, _, args = SCRIPTS[script.removesuffix(".py")].parse(words)
     assert args.results == (path := plots.paths_of(name, tmp_path)[0])
-    for change in ({}, *({key: 77} for key in plots.RUNS[name].settings)):
+    for change in ({}, *({key: 77} for key in vars(config) if key not in ("game", "outer_steps"))):
         np.savez(path, config=json.dumps({"outer_steps": 3} | vars(config) | change), sweep=np.zeros(3))
         assert (name in plots.find([name], tmp_path, exactly=True)[0]) == (not change)
 
@@ -1545,22 +1547,104 @@ def test_a_run_that_is_not_what_it_should_be_gets_one_line(bad, tmp_path, capsys
 
 
 def test_claims_fail_where_the_numbers_do(tmp_path):
-    """Each claim is measured again on runs in which all is alike, or falls: it must not hold any more."""
+    """Each claim is measured again in three worlds that are otherwise: in one at least it must not hold any more."""
     shutil.copytree(ROOT / "results/paper", tmp_path / "results/paper")
-    worse = {  # by the array's name
-        **dict.fromkeys(("self_play", "best_response", "exact_best_response", "versus_naive"), lambda x: 0 * x - 1.5),
-        "policies": lambda x: -x,
-        "trajectories": lambda x: x[..., :1, :].repeat(2, -2),  # nobody moves
-        "endpoints": lambda x: 0 * x - 1.0,
-        "basin_fraction": lambda x: 0 * x + np.linspace(1, 0, len(x))[:, None],
-    }
-    failed = []
+    returns, policies = plots.RETURNS, plots.POLICIES
+
+    def world(ours, lolas, jump, change):  # returns of MeVa and of LOLA, of alpha or gamma, and of policies
+        changed = dict.fromkeys(policies, change) | {"endpoints": lambda x: 0 * x - 1.0, "field": lambda x: 0 * x}
+        changed["basin_fraction"] = lambda x: 0 * x + np.linspace(*jump, len(x))[:, None]
+        flat = lambda script: dict.fromkeys(returns, lambda x: 0 * x + (lolas if script == "lola" else ours))
+        return lambda script, name, x: (changed | flat(script)).get(name, lambda x: x)(x)
+
+    worlds = (
+        world(-1.5, -1.5, (1, 0), lambda x: -x),  # all is alike, or falls
+        world(-1.0, -2.0, (0, 1), lambda x: 0 * x + np.float32([1, -1, -1, 1, 1])),  # tit-for-tat; basins grow
+        world(-2.0, -1.0, (0, 1), lambda x: 0 * x + 9),
+    )
+    count = 0
     for names, measure in plots.CLAIMS:
         runs, _, missing = plots.find(names, tmp_path)
         assert not missing
-        runs = [{name: worse.get(name, lambda x: x)(x) for name, x in arrays.items()} for arrays in runs.values()]
-        failed += [not holds for _, _, _, holds in (measure(*runs) if runs else ())]
-    assert failed == [True] * 20
+        verdicts = []
+        for changed in worlds if runs else ():
+            there = [plots.Results({key: changed(plots.RUNS[name].script, key, x) for key, x in arrays.items()})
+                     for name, arrays in runs.items()]  # fmt: skip
+            verdicts.append([plots.verdict(holds) == "yes" for *_, holds in measure(*there)])
+        count += len(verdicts[0]) if runs else 0
+        assert not np.all(verdicts, 0).any() or not runs, (names, verdicts)
+    assert count == 31
+
+
+def draw_by(draw, *args):
+    """The panels of a figure, drawn and not saved."""
+    figure = Figure()
+    draw(figure, *args)
+    figure.draw_without_rendering()
+    return figure.axes
+
+
+def test_the_papers_figures_show_the_arrays():
+    """Who is drawn where: 2a's paths and ends, 2b's basins, and in Fig. 3 the agent, the other and their errors."""
+    runs, _, missing = plots.find((*plots.ROWS, "meva_ipd", "lola_ipd"), ROOT)
+    assert not missing
+    panels = zip(*(draw_by(partial(plots.draw_fig2, basins=basins), runs) for basins in (True, False)))
+    for (name, settings), row in zip(plots.ROWS.items(), chunks(panels, 4)):
+        for setting, (basins, paths) in zip(settings, row):
+            i = np.abs(runs[name]["sweep"] - setting).argmin()
+            ends = runs[name]["endpoints"][i]  # (seed, 29, 29, 2)
+            in_b = np.mean([(seed[..., 0] > 0) & (seed[..., 1] > 0) for seed in ends], 0)
+            np.testing.assert_array_equal(basins.images[0].get_array(), in_b)
+            assert basins.images[0].origin == "lower"  # x_2 upwards
+            lines = [line.get_xydata() for line in paths.lines]
+            np.testing.assert_allclose(lines[::2], runs[name]["trajectories"][i, 0])
+            np.testing.assert_allclose(np.concatenate(lines[1::2]), runs[name]["trajectories"][i, 0][:, -1])
+    axes = iter(draw_by(plots.draw_fig3, runs))
+    for name, chosen in (("meva_ipd", 0.99), ("lola_ipd", 10)):
+        for key in ("self_play", "best_response", "versus_naive"):
+            axis, values = next(axes), runs[name][key]  # (S, seed, pair, 2)
+            for player, (line, _, bars) in enumerate(axis.containers):
+                pooled = values[..., player].reshape(len(values), -1)
+                np.testing.assert_allclose(line.get_ydata(), pooled.mean(1), rtol=1e-5)
+                heights = [np.ptp(segment[:, 1]) for segment in bars[0].get_segments()]
+                errors = pooled.std(1, ddof=1) / np.sqrt(pooled.shape[1])
+                np.testing.assert_allclose(heights, 2 * errors, rtol=1e-3, atol=1e-6)
+            assert len(axis.containers) == 2
+        agents = runs[name]["best_response"][np.abs(runs[name]["sweep"] - chosen).argmin(), ..., 0]
+        *_, pooled = next(axes).patches
+        heights = np.unique(np.round(pooled.get_xy()[:, 0], 6))
+        assert set(np.round(np.histogram(agents, plots.BINS)[0] / agents.size, 6)) <= set(heights)
+
+
+def chunks(items, size):
+    items = list(items)
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+@pytest.mark.parametrize("name", ["logistic", "imp"])
+def test_a_scripts_own_figure_shows_the_arrays(name):
+    """Of two seeds, with other numbers in every place."""
+    game, random = GAMES[name], np.random.default_rng(0)
+    config = tiny(name, "lola")
+    shapes = jax.eval_shape(lambda: lola.evaluate(jax.random.key(0), game, config))
+    results = {key: random.normal(size=(2, 2, *array.shape[1:])) for key, array in shapes.items()}
+    results["sweep"] = np.array([0.0, 0.5])
+    axes = draw_by(lola.draw, results, game)
+    if name == "logistic":
+        for i, (paths, basins) in enumerate(zip(axes[:2], axes[2:])):
+            np.testing.assert_allclose([line.get_xydata() for line in paths.lines], results["trajectories"][i, 0])
+            ends = results["endpoints"][i]
+            np.testing.assert_array_equal(basins.images[0].get_array(), ((ends > 0).sum(-1) == 2).mean(0))
+        return
+    keys = ("self_play", "best_response", "exact_best_response", "versus_naive")
+    for seat, row in enumerate(chunks(axes, 5)):
+        for key, axis in zip(keys, row):
+            values = results[key + "_2" * (seat and key != "self_play")]
+            agent = seat if key == "self_play" else 0
+            for player, (line, *_) in zip((agent, 1 - agent), axis.containers):
+                np.testing.assert_allclose(line.get_ydata(), values[..., player].mean((1, 2)), rtol=1e-5)
+        seen = (1 / (1 + np.exp(-results["policies"][..., seat, :]))).mean((1, 2)).T
+        np.testing.assert_allclose(row[4].images[0].get_array()[:, :2], seen, rtol=1e-5)
 
 
 # README.md, and the shape of the repository
