@@ -613,52 +613,6 @@ def stretches(monkeypatch, state, game, config, key):
     return map(np.array, zip(*seen))
 
 
-@pytest.mark.parametrize(
-    "name, explore, form", [("ipd", True, "U"), ("ipd", False, "U"), ("tandem", True, "V"), ("imp", True, "U")]
-)
-def test_trajectories_against_a_loop(name, explore, form, monkeypatch):
-    """Algorithm 1 with footnote 2, and without exploration Sec. 3.3, from the policies, gammas and signs drawn.
-
-    Exploration goes on from where exploration ended, along the gradient of the flipped theta of the first stretch,
-    with one draw for all T steps. Each on-policy stretch starts there, and follows the field of the theta of that time
-    with gammas of its own. Without exploration the on-policy trajectory itself goes on.
-    """
-    settings = dict(explore=explore, flip_prob=0.25, form=form, semi_gradient=True)
-    config = tiny(name, batch_size=3, rollout_length=12, stride=3, **settings)
-    game, key, lr = GAMES[name], jax.random.key(5), config.lr
-    state = meva.train_init(jax.random.key(0), game, config)
-    state = state._replace(target_params=meva.train_init(jax.random.key(1), game, config).params)
-    xs, gammas = stretches(monkeypatch, state, game, config, key)
-    assert xs.shape == (4, 3, 4, 2, game.n) and gammas.shape == (4, 3, 2)
-
-    key_x, key_gamma, key_signs, _ = jax.random.split(key, 4)
-    x = jax.vmap(game.init)(jax.random.split(key_x, 3))
-    held_gamma = jnp.sin(jnp.pi / 2 * jax.random.uniform(key_gamma, (3, 2))) ** 2
-    signs = 1.0 - 2.0 * jax.random.bernoulli(key_signs, 0.25, (3, 2, config.hidden))
-    assert len(np.unique([*gammas.ravel(), *held_gamma.ravel()])) == 4 * 6 + 6  # all are drawn anew
-
-    def two_passes(params, x, gamma, signs):
-        value = lambda x: meva.meta_quantiles(params, game, x, gamma, signs).mean(-1)
-        return simultaneous_gradient(value, x)
-
-    learned = jax.jit(jax.vmap(two_passes, (None, 0, 0, 0)))
-    naive = jax.jit(jax.vmap(partial(simultaneous_gradient, game.f)))
-    same = partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-4)
-    params = state.params
-    for s in range(4):
-        for _ in range(3 if explore else 0):
-            x = x + lr * learned(state.params, x, held_gamma, signs)
-        on_policy = [x]
-        for _ in range(3):
-            step = learned(params, on_policy[-1], gammas[s], jnp.ones_like(signs))
-            if form == "U":
-                step = naive(on_policy[-1]) + gammas[s][..., None] * step
-            on_policy += [on_policy[-1] + lr * step]
-        same(xs[s], jnp.stack(on_policy, 1))
-        x = x if explore else on_policy[-1]
-        params = jax.tree.map(lambda leaf: 1.2 * leaf, params)
-
-
 @pytest.mark.parametrize("form", ["U", "V"])
 def test_an_outer_loop_against_plain_loops(form):
     """Algorithm 1 with exploration and every technique, or Sec. 3.3 with Eq. 7's both sides, in float64.
@@ -807,24 +761,6 @@ def test_td_targets_come_from_the_target_network_or_from_both_sides():
     assert np.abs(gradient(one, target_inertia=0.0, semi_gradient=False) - alone).max() > 1e-4
 
 
-@pytest.mark.parametrize("form, ahead, inertia", [("V", 0, 0.9), ("U", 1, 0.9), ("V", 0, 0.0)])
-def test_td_loss_against_a_loop(form, ahead, inertia):
-    """Eq. 7 in form V and its counterpart of Sec. 4.1 in form U: quantiles, lambda-returns and the target network."""
-    game, xs, gamma, lam = GAMES["ipd"], random_policies(GAMES["ipd"], 4), jnp.array([0.3, 0.8]), 0.6
-    config = tiny(form=form, bootstrap=lam, target_inertia=inertia)
-    params, bar = (meva.model_init(jax.random.key(seed), game, config) for seed in (1, 2))
-    loss, error = jax.jit(lambda *args: meva.td_loss(*args, game, xs, gamma, config))(params, bar)
-    bar = bar if inertia else params
-    target, losses, errors = meta_quantiles(bar, game, xs[3], gamma), [], []
-    for t in (2, 1, 0):
-        mixed = (1 - lam) * meta_quantiles(bar, game, xs[t + 1], gamma) + lam * target
-        target = (1 - gamma[:, None]) * game.f(xs[t + ahead])[:, None] + gamma[:, None] * mixed
-        prediction = meta_quantiles(params, game, xs[t], gamma)
-        losses += [meva.quantile_loss(prediction, target)]
-        errors += [np.abs(prediction.mean(-1) - target.mean(-1))]
-    np.testing.assert_allclose([loss, error], [np.mean(losses), np.mean(errors)], rtol=1e-4)
-
-
 # What is trained
 
 COUPLING = 0.5
@@ -850,19 +786,24 @@ def bowl_meta_value(form, lr, gamma):
 @slow
 @pytest.mark.parametrize("form", ["U", "V"])
 def test_training_reaches_the_meta_value_of_a_quadratic_game_of_ones_own(form):
-    """f_i = -(x_i + c x_j)^2 / 2 keeps the meta-value quadratic: here the right one is known."""
-    lr = 0.1
-    settings = dict(hidden=16, quantiles=1, outer_steps=800, batch_size=32, rollout_length=10, stride=10, model_lr=5e-3)
-    config = meva.make_config(BOWL, form=form, lr=lr, semi_gradient=True, bootstrap=0.9, **settings)
-    params, _ = jax.jit(lambda key: meva.train(key, BOWL, config))(jax.random.key(0))
+    """f_i = -(x_i + c x_j)^2 / 2 keeps the meta-value quadratic: here the right one is known.
+
+    The mean relative error over gammas, players and two models: of single ones .09 to .19 were seen at worst.
+    """
+    settings = dict(hidden=16, quantiles=1, outer_steps=1600, batch_size=64, rollout_length=10, stride=10)
+    settings |= dict(lr=0.1, model_lr=3e-3, layer_norm=True, semi_gradient=True, bootstrap=0.9)
+    config = meva.make_config(BOWL, form=form, **settings)
+    train = jax.jit(lambda key: meva.train(key, BOWL, config)[0])
     line = np.linspace(-1.5, 1.5, 13)
     x = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
-    for gamma in (0.0, 0.5, 0.9):
+    errors = []
+    for params, gamma in itertools.product(map(train, jax.random.split(jax.random.key(0))), (0.0, 0.5, 0.9)):
         value = jax.vmap(lambda x: meta_value(params, BOWL, x[:, None], gamma))(x)
         for player in (0, 1):
             seen = x if player == 0 else x[:, ::-1]
-            expected = -0.5 * np.einsum("bi,ij,bj->b", seen, bowl_meta_value(form, lr, gamma), seen)
-            assert np.abs(value[:, player] - expected).mean() < 0.25 * np.abs(expected).mean(), (gamma, player)
+            expected = -0.5 * np.einsum("bi,ij,bj->b", seen, bowl_meta_value(form, config.lr, gamma), seen)
+            errors += [np.abs(value[:, player] - expected).mean() / np.abs(expected).mean()]
+    assert np.mean(errors) < 0.2, errors
 
 
 # Whoever copies: dtypes, lists, games of one's own
@@ -1112,27 +1053,50 @@ def test_other_payoffs_are_played_and_name_the_files(tmp_path, once):
         np.testing.assert_array_equal(file["best_response_2"], once("naive", "imp")[1]["best_response_2"])
 
 
-def test_defaults_are_the_papers_and_help_shows_them(capsys):
-    both = dict(hidden=64, batch_size=128, share_params=True, fixed_gamma=None)
-    logistic = dict(lr=1, quantiles=16, eval_gammas=(0, 0.8, 0.85, 0.9, 0.95, 0.99), semi_gradient=False, blocks=1,
-                    rollout_length=50, stride=50, outer_steps=1000, model_lr=1e-3, form="V", target_inertia=0,
-                    bootstrap=0, explore=False, weight_decay=0, layer_norm=False, last="tanh")
-    ipd = dict(lr=2, quantiles=32, eval_gammas=(0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999), blocks=2,
-               semi_gradient=True, rollout_length=100, stride=10, outer_steps=2000, model_lr=1e-4, form="U",
-               target_inertia=0.99, bootstrap=0.9, flip_prob=1 / 16, weight_decay=1e-2, eval_pairs=256, eval_steps=500,
-               explore=True, layer_norm=True, last="tanh")
-    for game, paper in (("logistic", both | logistic), ("ipd", both | ipd)):
-        config, quick = meva.make_config(game), meva.make_config(game, quick=True, hidden=3)
-        assert {name: getattr(config, name) for name in paper} == paper
-        assert quick.outer_steps < config.outer_steps and quick.hidden == 3 and quick.form == config.form
-        with pytest.raises(SystemExit, match="0"):
-            meva.main(["--game", game, "--help"])
-        text = " ".join(capsys.readouterr().out.split())
-        assert f"outer loops of Algorithm 1, best a multiple of 25 (default: {paper['outer_steps']})" in text
-        assert all("--" + name.replace("_", "-") in text for name in paper)
+FIG_3B = (0, 1, 2, 5, 10, 20, 30, 50, 70, 100)
+PAPER = {  # the settings of Sec. 5 and Apps. B to E, or of the authors' code where README says so
+    ("naive", "logistic"): dict(lr=1, eval_steps=200),
+    ("naive", "ipd"): dict(lr=2, eval_pairs=256, eval_steps=500),
+    ("lola", "logistic"): dict(lr=1, alpha=(0, 1, 2, 5, 10, 20), variant="exact"),
+    ("lola", "ipd"): dict(lr=2, alpha=FIG_3B, variant="exact", eval_pairs=256),
+    ("hola", "logistic"): dict(lr=1, order=2),
+    ("hola", "ipd"): dict(lr=2, order=2, alpha=FIG_3B),
+    ("cola", "logistic"): dict(lr=1, alpha_max=10, eval_alphas=(0, 1, 2, 5, 10), hidden=64, blocks=1, layer_norm=True,
+                               last="gelu", share_params=True),
+    ("cola", "ipd"): dict(lr=2, alpha_max=10, hidden=64, blocks=2, share_params=True),
+    ("meva", "logistic"): dict(
+        lr=1, form="V", hidden=64, blocks=1, quantiles=16, share_params=True, layer_norm=False, last="tanh",
+        rollout_length=50, stride=50, outer_steps=1000, batch_size=128, model_lr=1e-3, fixed_gamma=None, bootstrap=0,
+        target_inertia=0, explore=False, weight_decay=0, semi_gradient=False, adam_b2=0.99,
+        eval_gammas=(0, 0.8, 0.85, 0.9, 0.95, 0.99), eval_steps=200),
+    ("meva", "ipd"): dict(
+        lr=2, form="U", hidden=64, blocks=2, quantiles=32, share_params=True, layer_norm=True, last="tanh",
+        rollout_length=100, stride=10, outer_steps=2000, batch_size=128, model_lr=1e-4, fixed_gamma=None, bootstrap=0.9,
+        target_inertia=0.99, explore=True, flip_prob=1 / 16, weight_decay=1e-2, semi_gradient=True, adam_b2=0.99,
+        eval_gammas=(0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999), eval_pairs=256, eval_steps=500),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script, game", PAPER)
+def test_defaults_are_the_papers_and_help_shows_them(script, game, capsys):
+    module, paper = SCRIPTS[script], PAPER[script, game]
+    config, quick = module.make_config(game), module.make_config(game, quick=True, seed=3)
+    assert {name: getattr(config, name) for name in paper} == paper
+    assert quick.seed == 3 and quick.lr == config.lr and (quick.num_seeds, config.num_seeds) == (1, 1)
+    with pytest.raises(SystemExit, match="0"):
+        module.main(["--game", game, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, value in dataclasses.asdict(config).items():
+        shown = " ".join(map(str, value if isinstance(value, tuple) else [value])) or None
+        assert "--" + name.replace("_", "-") in text and (name == "game" or f"(default: {shown})" in text), name
+
+
+def test_settings_depend_on_each_other():
     assert meva.make_config("ipd", fixed_gamma=0.9).eval_gammas == (0.9,)
     assert not meva.make_config("imp").share_params and meva.make_config("imp", share_params=True).share_params
     assert cola.make_config("ipd", alpha_max=2.0).eval_alphas[-1] == 2.0
+    for game in ("logistic", "ipd"):
+        assert meva.make_config(game, quick=True).outer_steps < meva.make_config(game).outer_steps
 
 
 def refused(module, words, named, folder, capsys):
