@@ -72,7 +72,6 @@ EIGHT = dict(num_seeds=8)
 SETTINGS = {
     "logistic": dict(naive={}, lola={}, hola=dict(order=2), cola=EIGHT, meva=GAMMAS),
     "ipd": dict(naive=EIGHT, lola=EIGHT, hola=dict(order=2), cola=dict(num_seeds=2), meva=EIGHT),
-    "tandem": dict(naive={}, lola={}, hola=dict(order=2), cola=dict(num_seeds=2)),
     "imp": dict(meva={}),
 }
 RUNS = {f"{script}_{game}": Run(script, game, those[script]) for game, those in SETTINGS.items() for script in those}
@@ -91,17 +90,15 @@ RUNS |= {f"games/{script}_{game}": Run(script, game, quick=True) for game in GAM
 
 RETURNS = ("self_play", "best_response", "exact_best_response", "versus_naive")
 POLICIES = ("policies", "response_policies", "versus_naive_policies")
-SHAPES = {  # of the arrays that are read: S settings, N seeds, L outer loops, T steps and the start, n parameters
+SHAPES = {  # of the arrays that are read: S settings, N seeds, T steps and the start, n parameters
     **dict.fromkeys(RETURNS, ("S", "N", None, 2)),
     **dict.fromkeys(POLICIES, ("S", "N", None, 2, "n")),
     **dict.fromkeys(("field", "values"), ("S", None, 29, 29, 2)),  # in results/paper/ of the first seed alone
-    **dict.fromkeys(("loss", "td_error"), ("N", "L")),
     "sweep": ("S",),
     "grid": (29, 29, 2),
     "basin_fraction": ("S", "N"),
     "endpoints": ("S", "N", 29, 29, 2),
     "trajectories": ("S", None, None, "T", 2),
-    "self_play_curve": ("N", None),
     "consistency": ("S", "N", None),
     "hola_consistency": ("S", "N", 3, None),
     "hola_cosine": ("S", "N", 4, None),
@@ -154,7 +151,6 @@ def load(path: pathlib.Path, run: Run) -> Results:
         if config["game"] != run.game:
             raise ValueError(f"it is one on {config['game']}")
         sizes = dict(S=arrays["sweep"].size, N=config["num_seeds"], T=config["eval_steps"] + 1, n=GAMES[run.game].n)
-        sizes["L"] = config["outer_steps"] + 0 if run.script in ("cola", "meva") else None  # + 0 takes numbers alone
         for name, array in arrays.items():
             shape = [sizes.get(size, size) for size in SHAPES[name.removesuffix("_2")]]
             fits = array.ndim == len(shape) and all(size in (None, had) for size, had in zip(shape, array.shape))
@@ -163,7 +159,7 @@ def load(path: pathlib.Path, run: Run) -> Results:
     except Exception as error:  # a damaged file can raise nearly all there are
         words = f"{path} is not the results of a run on {run.game} ({type(error).__name__}: {error})"
         raise Broken(" ".join(words.split())) from None
-    loops = f" of {config['outer_steps']} outer loops" if sizes["L"] else ""
+    loops = f" of {config['outer_steps']} outer loops" if "outer_steps" in config else ""
     source = f"small runs in {path.parent}" if run.quick else f"{path} ({config['num_seeds']} seeds{loops})"
     return Results(arrays | params, config=config, path=path, source=source)
 
@@ -410,35 +406,6 @@ def draw_ablations(figure: Figure, runs: dict):
     right.legend(loc="lower left")
     loops, seeds = (runs["all_techniques"]["config"][key] for key in ("outer_steps", "num_seeds"))
     figure.suptitle(rf"IPD, $\gamma$ = .99: {loops} outer loops, {seeds} seeds", fontsize=7)
-
-
-def draw_games(figure: Figure, runs: dict):
-    """The training of MeVa and COLA on every game, small runs: returns, and errors in units of the game's payoffs."""
-    curves = {"MeVa: self-play": ("meva", "self_play_curve"), "MeVa: TD error": ("meva", "td_error"),
-              "COLA: loss": ("cola", "loss")}  # fmt: skip
-    bands = [list(GAMES)[i : i + 5] for i in range(0, len(GAMES), 5)]
-    figure.set_size_inches(WIDTH, 3 * len(bands))
-    for band, games in zip(figure.subfigures(len(bands), 1), bands):
-        axes = band.subplots(len(curves), 5)
-        for axis in axes[:, len(games) :].flat:
-            axis.remove()
-        for axis, label in zip(axes[:, 0], curves):
-            axis.set_ylabel(label)
-        for column, game in zip(axes.T, games):
-            column[0].set_title(game)
-            column[-1].set_xlabel("outer loops")
-            for axis, (script, key) in zip(column, curves.values()):
-                results = runs[f"games/{script}_{game}"]
-                curve = results[key]  # (seed, step)
-                loops = np.linspace(0, results["config"]["outer_steps"], curve.shape[1] + 1)[1:]
-                axis.plot(loops, curve.T, color=COLORS[script], linewidth=0.6)
-                if key == "self_play_curve":
-                    low, high = axis.get_ylim()
-                    center, half = (low + high) / 2, max((high - low) / 2, 0.05)  # rounding is not to look like noise
-                    axis.set_ylim(center - half, center + half)
-                else:
-                    axis.set_yscale("log")
-                axis.minorticks_off()
 
 
 # The paper's claims
@@ -835,31 +802,6 @@ def table_of_consistency(runs: dict[str, Results]) -> str:
     return table(("alpha", "COLA", "HOLA(0)", "LOLA", "HOLA(2)", *(f"cosine to HOLA({n})" for n in range(4))), rows)
 
 
-def tandem_rest(script: str, alpha: float) -> float:
-    """Where s = x_1 + x_2 comes to rest on Tandem: each row of HOLA(n)'s gradient is slope s + offset."""
-    slope, offset = -2.0, 2.0  # of naive learning
-    for _ in range({"lola": 1, "hola": 2}.get(script, 0)):
-        slope, offset = -2 * (1 + alpha * slope) ** 2, 2 - 2 * alpha * offset * (1 + alpha * slope)
-    if script == "cola":  # what the line above leaves as it is
-        slope = (np.sqrt(1 + 8 * alpha) - 4 * alpha - 1) / (4 * alpha**2)
-        offset = 2 / (1 + 2 * alpha * (1 + alpha * slope))
-    return -offset / slope
-
-
-def table_of_tandem(runs: dict[str, Results]) -> str:
-    """Where Tandem comes to rest from those points of the grid that end in the surveyed area."""
-    rows = []
-    for name, results in runs.items():
-        script, game, *_ = RUNS[name]
-        for i in np.flatnonzero(results["sweep"]):
-            alpha, ends = float(results["sweep"][i]), results["endpoints"][i]
-            sums = ends[(np.abs(ends) <= GAMES[game].extent).all(-1)].sum(-1)
-            measured = f"{sums.min(initial=np.inf):.4f} to {sums.max(initial=-np.inf):.4f}"
-            setting = f"{alpha:g}" if script in SYMBOLS else "-"
-            rows.append((TITLES[script], setting, f"{tandem_rest(script, alpha):.4f}", measured))
-    return table(("algorithm", "alpha", "s in theory", "s measured"), rows)
-
-
 def table_of_games(runs: dict[str, Results]) -> str:
     """Every algorithm on every game, from small runs: at gamma = .99, or at the largest look-ahead up to 10."""
     tables = []
@@ -888,7 +830,6 @@ FIGURES = {  # how each is drawn, and from which runs
     "landscape": (partial(draw_steps, of_meva=True), ("meva_logistic",)),
     "fields": (partial(draw_steps, of_meva=False), ("naive_logistic", *ROWS)),
     "ablations": (draw_ablations, (*ABLATIONS, "meva_logistic", "semi_gradient_logistic")),
-    "games": (draw_games, [name for name, run in RUNS.items() if run.quick and run.script in ("cola", "meva")]),
 }
 TABLES = {
     "paper": (table_of_claims, dict.fromkeys(name for names, _ in CLAIMS for name in names)),
@@ -896,7 +837,6 @@ TABLES = {
     "ends": (table_of_ends, ("meva_logistic", "far_logistic")),
     "returns": (table_of_returns, ("naive_ipd", "lola_ipd", "hola_ipd", "cola_ipd", "meva_ipd", "meva_imp")),
     "consistency": (table_of_consistency, ("cola_logistic",)),
-    "tandem": (table_of_tandem, ("naive_tandem", "lola_tandem", "hola_tandem", "cola_tandem")),
     "games": (table_of_games, [name for name, run in RUNS.items() if run.quick]),
 }
 
@@ -970,11 +910,7 @@ def main(argv=None):
             for name in [args.figure] if args.figure else FIGURES:
                 missing[name] = draw_figure(name, args.out, args.format or "png")
         lacking = dict.fromkeys(sum(missing.values(), []))  # each once
-        small = [name for name in lacking if RUNS[name].quick and not (args.figure or args.table)]
-        if small:
-            kind = "table" if args.report else "figure"
-            print(f"missing for games: {len(small)} small runs; --{kind} games names them")
-        for name in [name for name in lacking if name not in small]:
+        for name in lacking:
             waiting = ", ".join(what for what, names in missing.items() if name in names)
             print(f"missing for {waiting}: {command(name, args.out)}")
         sys.stdout.flush()

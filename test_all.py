@@ -1468,7 +1468,7 @@ def test_the_report_in_results_paper_is_current_and_every_figure_is_drawn(tmp_pa
     shutil.copytree(ROOT / "results/paper", tmp_path / "results/paper")
     status, out, _ = plot(["--out", str(tmp_path)], capsys)
     assert status == 0
-    for name in plots.FIGURES.keys() - {"games"}:  # those are small runs, not kept
+    for name in plots.FIGURES:
         image = imread(tmp_path / f"figures/{name}.png")
         assert image.shape[1] > 600 and image.std() > 0.05 and f"figures/{name}.png" in out
 
