@@ -463,7 +463,8 @@ def main(argv=None):
     if jax.process_index() > 0:
         return
     write(args.results, partial(np.savez_compressed, config=described, **results))
-    figure = Figure(figsize=(2 * len(results["sweep"]) + 1, 8) if game.planar else (20, 9), layout="constrained")
+    size = (max(2 * len(results["sweep"]) + 1, 9), 8) if game.planar else (20, 9)
+    figure = Figure(figsize=size, layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(5, 3))
     top.suptitle(f"{NAME}, form {config.form}, on {game.name}, {config.num_seeds} seed(s)")
     draw(top, results, game)
