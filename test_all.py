@@ -1576,7 +1576,8 @@ def test_the_papers_figures_show_the_arrays():
                 heights = [np.ptp(segment[:, 1]) for segment in bars[0].get_segments()]
                 errors = pooled.std(1, ddof=1) / np.sqrt(pooled.shape[1])
                 np.testing.assert_allclose(heights, 2 * errors, rtol=1e-3, atol=1e-6)
-            assert len(axis.containers) == 2
+            labels = [container.get_label() for container in axis.containers]
+            assert labels == [{"meva_ipd": "MeVa", "lola_ipd": "LOLA"}[name], plots.PLAYS[key][1]]
         agents = runs[name]["best_response"][np.abs(runs[name]["sweep"] - chosen).argmin(), ..., 0]
         *_, pooled = next(axes).patches
         heights = np.unique(np.round(pooled.get_xy()[:, 0], 6))
@@ -1608,6 +1609,7 @@ def test_a_scripts_own_figure_shows_the_arrays(name):
         for key, axis in zip(keys, row):
             values = results[key + "_2" * (seat and key != "self_play")]
             agent = seat if key == "self_play" else 0
+            assert [bars.get_label() for bars in axis.containers][0] in ("player 1", "player 2")[seat]
             for player, (line, *_) in zip((agent, 1 - agent), axis.containers):
                 np.testing.assert_allclose(line.get_ydata(), values[..., player].mean((1, 2)), rtol=1e-5)
         seen = (1 / (1 + np.exp(-results["policies"][..., seat, :]))).mean((1, 2)).T
