@@ -1609,7 +1609,7 @@ def test_a_scripts_own_figure_shows_the_arrays(name):
         for key, axis in zip(keys, row):
             values = results[key + "_2" * (seat and key != "self_play")]
             agent = seat if key == "self_play" else 0
-            assert [bars.get_label() for bars in axis.containers][0] in ("player 1", "player 2")[seat]
+            assert axis.containers[0].get_label() == ("player 1", "player 2")[seat]
             for player, (line, *_) in zip((agent, 1 - agent), axis.containers):
                 np.testing.assert_allclose(line.get_ydata(), values[..., player].mean((1, 2)), rtol=1e-5)
         seen = (1 / (1 + np.exp(-results["policies"][..., seat, :]))).mean((1, 2)).T
