@@ -73,7 +73,7 @@ class Config:
     hidden: Count = 64  # width of the model (App. D)
     blocks: Annotated[int, 1, 1000] = 2  # residual blocks in each of the model's two MLPs (App. D, E)
     layer_norm: Switch = True  # layer normalisation in the model (App. D)
-    last: Annotated[str, "gelu", "tanh"] = "gelu"  # the model's last nonlinearity (App. D)
+    last_activation: Annotated[str, "gelu", "tanh"] = "gelu"  # the model's last nonlinearity (App. D)
     share_params: Switch = True  # one parameter set for both players, theta_1 = theta_2 (App. D)
     alpha_max: Annotated[float, 1e-30, 1e30] = 10.0  # train for alpha ~ U[0, alpha_max] (App. D), and evaluate there
     outer_steps: Count = 10000  # steps of training, best a multiple of 500
@@ -132,14 +132,14 @@ def mlp_init(key: jax.Array, inputs: int, width: int, blocks: int) -> dict:
     return {"first": linear_init(first, inputs, width), "blocks": gated, "last": linear_init(last, width, width)}
 
 
-def mlp(params: dict, x: jax.Array, layer_norm: bool, last: str = "gelu") -> jax.Array:
+def mlp(params: dict, x: jax.Array, layer_norm: bool, activation: str = "gelu") -> jax.Array:
     """Residual blocks between two layers, normalised or not (App. D), GELU by tanh. (..., inputs) -> (..., width)."""
     layer = normed_linear if layer_norm else linear
     h = jax.nn.gelu(layer(params["first"], x))
     for block in params["blocks"]:
         gate = jax.nn.sigmoid(block["gate"])  # learned, one for each unit; half open at first
         h = gate * h + (1 - gate) * linear(block["out"], jax.nn.gelu(layer(block["in"], h)))
-    return getattr(jax.nn, last)(layer(params["last"], h))
+    return getattr(jax.nn, activation)(layer(params["last"], h))
 
 
 # --- end shared ---
@@ -155,7 +155,7 @@ class Model:
     readout: dict  # linear, h_i -> gradient for player i
     alpha_max: float = dataclasses.field(metadata={"static": True})  # the model sees alpha / alpha_max
     layer_norm: bool = dataclasses.field(metadata={"static": True})
-    last: str = dataclasses.field(metadata={"static": True})  # nonlinearity
+    activation: str = dataclasses.field(metadata={"static": True})  # the last one
 
 
 def model_init(key: jax.Array, game: Game, config: Config) -> Model | tuple[Model, Model]:
@@ -166,7 +166,7 @@ def model_init(key: jax.Array, game: Game, config: Config) -> Model | tuple[Mode
         embed = mlp_init(key_embed, game.n + 1, config.hidden, config.blocks)
         combine = mlp_init(key_combine, 2 * config.hidden, config.hidden, config.blocks)
         readout = linear_init(key_readout, config.hidden, game.n)
-        return Model(embed, combine, readout, config.alpha_max, config.layer_norm, config.last)
+        return Model(embed, combine, readout, config.alpha_max, config.layer_norm, config.last_activation)
 
     return one(key) if config.share_params else tuple(map(one, jax.random.split(key)))
 
@@ -181,7 +181,7 @@ def model_gradient(params, game: Game, own: jax.Array, other: jax.Array, alpha: 
         return mlp(params.embed, jnp.concatenate([game.features(x), share], -1), params.layer_norm)
 
     both = jnp.concatenate([embed(own), embed(other)[::-1]], -1)  # (2, 2 hidden)
-    return linear(params.readout, mlp(params.combine, both, params.layer_norm, params.last)).astype(own.dtype)
+    return linear(params.readout, mlp(params.combine, both, params.layer_norm, params.activation)).astype(own.dtype)
 
 
 def cola_gradient(params, game: Game, x: jax.Array, alpha: jax.Array) -> jax.Array:
@@ -416,7 +416,7 @@ def main(argv=None):
 
 # --- shared: devices and checkpoints ---
 SWITCHES = {
-    "devices": dict(type=int, help="devices of this process at most (default: all; on a CPU one for each core)"),
+    "devices": dict(type=int, help="devices of this process at most (default: all; of a CPU as many as cores)"),
     "resume": dict(action="store_true", help="go on from the checkpoint, if there is one"),
     "distributed": dict(nargs="*", help="share work with other processes: HOST:PORT COUNT INDEX, or as JAX detects"),
 }
@@ -424,29 +424,28 @@ gather = partial(process_allgather, tiled=True)  # arrays of all devices, in num
 
 
 def make_mesh(config, args) -> tuple[Mesh, jax.Array]:
-    """A mesh of devices: seeds are dealt out first, what is left over shares a seed's batch. And the seeds on it."""
-    if args.devices is not None and args.devices < 1:
-        args.refuse(f"argument --devices: takes a positive number, not {args.devices}")
+    """A mesh of as many devices as divide seeds and batch, for seeds rather than batch; and the seeds on it."""
+    if args.devices is not None and not 1 <= args.devices <= 256:
+        args.refuse(f"argument --devices: takes numbers from 1 to 256, not {args.devices}")
     if jax.config.jax_num_cpu_devices < 0 and "device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
             jax.config.update("jax_num_cpu_devices", args.devices or cores)
     try:
         if args.distributed is not None:
-            jax.distributed.initialize(*(kind(word) for kind, word in zip((str, int, int), args.distributed)))
-    except (ValueError, RuntimeError) as error:
+            words = zip((str, int, int), args.distributed, strict=bool(args.distributed))
+            jax.distributed.initialize(*(kind(word) for kind, word in words))
+    except (ValueError, IndexError, RuntimeError) as error:
         args.refuse(f"argument --distributed: takes HOST:PORT COUNT INDEX, or a cluster ({error})".splitlines()[0])
-    processes, local = jax.process_count(), jax.local_device_count()
-
-    def divisor(work, most):
-        return max(count for count in range(1, most + 1) if work % count == 0)
-
-    for_seeds = divisor(config.num_seeds, most := processes * min(args.devices or local, local))
-    for_batch = divisor(config.batch_size, most // for_seeds)
-    if for_seeds * for_batch % processes:
-        args.refuse(f"argument --num-seeds: takes a multiple of the processes, {processes}")
-    devices = np.reshape(jax.devices(), (processes, -1))[:, : for_seeds * for_batch // processes]
-    mesh = Mesh(devices.reshape(for_seeds, for_batch), ("seed", "batch"))
+    hosts = [[device for device in jax.devices() if device.process_index == i] for i in range(jax.process_count())]
+    most = min(args.devices or 256, *map(len, hosts)) * len(hosts)
+    pairs = itertools.product(range(1, most + 1), repeat=2)
+    divide = [(seeds * batch, seeds, batch) for seeds, batch in pairs if seeds * batch <= most
+              and config.num_seeds % seeds == config.batch_size % batch == seeds * batch % len(hosts) == 0]  # fmt: skip
+    if not divide:
+        args.refuse(f"argument --num-seeds: it and --batch-size do not divide among {len(hosts)} processes")
+    count, *shape = max(divide)
+    mesh = Mesh(np.reshape([host[: count // len(hosts)] for host in hosts], shape), ("seed", "batch"))
     seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
     sharding = NamedSharding(mesh, PartitionSpec("seed"))
     return mesh, jax.make_array_from_callback(seeds.shape, sharding, seeds.__getitem__)
@@ -455,7 +454,7 @@ def make_mesh(config, args) -> tuple[Mesh, jax.Array]:
 def over_devices(function, mesh: Mesh, *split):
     """Jit `function(key to train with, key to evaluate with, ...)` of one seed for all: each device has its share.
 
-    Its results are the same on all devices of a seed, or parts of a whole if `split` names their axis.
+    Its results must be the same on all devices that share a seed, or, with "batch" as `split`, parts of a whole.
     """
 
     def share(seeds, *args):
@@ -464,13 +463,13 @@ def over_devices(function, mesh: Mesh, *split):
             return jax.lax.map(lambda one: function(*one), (keys[:, 0], keys[:, 1], *args))
         return jax.vmap(function)(keys[:, 0], keys[:, 1], *args)
 
-    # check_vma would sum gradients by what is alike on all devices (a grid) over the devices, and so over seeds.
+    # With check_vma JAX would sum gradients by what is alike on all devices, such as a grid, over all of them.
     specs = dict(in_specs=PartitionSpec("seed"), out_specs=PartitionSpec("seed", *split))
     return jax.jit(jax.shard_map(share, mesh=mesh, check_vma=False, **specs))
 
 
 def own_share(batch, axis: str | None):
-    """This device's part of what is drawn for the whole batch; the last element again where it does not divide."""
+    """This device's part of what all along the axis have; the last element again where it does not divide evenly."""
 
     def part(leaf):
         size = -(-len(leaf) // jax.lax.axis_size(axis))
@@ -534,7 +533,7 @@ def parse(argv, **switches):
     layout = dict(usage=SUPPRESS, formatter_class=RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False)
     parser = ArgumentParser(f"{NAME}.py", description=__doc__, **layout)
     parser.add_argument("--game", default="ipd", choices=sorted(GAMES), help="the game (default: ipd)")
-    parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in minutes")
     known = parser.parse_known_args(argv)[0]  # the defaults of all other settings depend on these two
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")

@@ -148,7 +148,7 @@ def parse(argv, **switches):
     layout = dict(usage=SUPPRESS, formatter_class=RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False)
     parser = ArgumentParser(f"{NAME}.py", description=__doc__, **layout)
     parser.add_argument("--game", default="ipd", choices=sorted(GAMES), help="the game (default: ipd)")
-    parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in minutes")
     known = parser.parse_known_args(argv)[0]  # the defaults of all other settings depend on these two
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")

@@ -14,13 +14,14 @@ and 7). Form U (Sec. 4.1, Algorithm 1) learns U(x) = V(x'), x' the next policies
 
 What to expect on the IPD: defection (-2) at gamma = 0, cooperation (-1) near 1, by policies like tit-for-tat that no
 best response exploits and that lead naive learners into cooperating. On the Logistic Game: everything ends at B, the
-better of two solutions, from gamma = .95 on. A run prints a table and writes results/meva_GAME.npz and
+better of two solutions, from gamma = .92 on. A run prints a table and writes results/meva_GAME.npz and
 figures/meva_GAME.png.
 """
 
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import json
 import os
 import pathlib
@@ -70,9 +71,9 @@ class Config:
     blocks: Few = 2  # residual blocks in each of the model's two MLPs (App. D, E)
     quantiles: Few = 32  # quantiles M of the meta-value; 1 is regression with half the Huber loss (Sec. 4)
     layer_norm: Switch = True  # layer normalisation in the model (App. D); off on planar games, see README
-    last: Annotated[str, "tanh", "gelu"] = "tanh"  # the model's last nonlinearity (App. E; in App. D GELU, see README)
+    last_activation: Annotated[str, "tanh", "gelu"] = "tanh"  # the model's last nonlinearity (App. E; see README)
     share_params: Switch = True  # one parameter set for both players, theta_1 = theta_2 (App. D)
-    outer_steps: Count = 2000  # outer loops of Algorithm 1, best a multiple of 25
+    outer_steps: Count = 2000  # outer loops of Algorithm 1, best a multiple of 25, as chunks are
     batch_size: Count = 128  # trajectories in an outer loop
     rollout_length: Count = 100  # length T of an exploration trajectory (Algorithm 1)
     stride: Count = 10  # length k of an on-policy stretch (Algorithm 1); it must divide T
@@ -138,14 +139,14 @@ def mlp_init(key: jax.Array, inputs: int, width: int, blocks: int) -> dict:
     return {"first": linear_init(first, inputs, width), "blocks": gated, "last": linear_init(last, width, width)}
 
 
-def mlp(params: dict, x: jax.Array, layer_norm: bool, last: str = "gelu") -> jax.Array:
+def mlp(params: dict, x: jax.Array, layer_norm: bool, activation: str = "gelu") -> jax.Array:
     """Residual blocks between two layers, normalised or not (App. D), GELU by tanh. (..., inputs) -> (..., width)."""
     layer = normed_linear if layer_norm else linear
     h = jax.nn.gelu(layer(params["first"], x))
     for block in params["blocks"]:
         gate = jax.nn.sigmoid(block["gate"])  # learned, one for each unit; half open at first
         h = gate * h + (1 - gate) * linear(block["out"], jax.nn.gelu(layer(block["in"], h)))
-    return getattr(jax.nn, last)(layer(params["last"], h))
+    return getattr(jax.nn, activation)(layer(params["last"], h))
 
 
 # --- end shared ---
@@ -160,7 +161,7 @@ class Model:
     combine: dict  # MLP, (z_i, z_j) -> h_i
     readout: dict  # linear, h_i -> M quantiles
     layer_norm: bool = dataclasses.field(metadata={"static": True})
-    last: str = dataclasses.field(metadata={"static": True})  # nonlinearity
+    activation: str = dataclasses.field(metadata={"static": True})  # the last one
 
 
 def model_init(key: jax.Array, game: Game, config: Config) -> Model | tuple[Model, Model]:
@@ -171,7 +172,7 @@ def model_init(key: jax.Array, game: Game, config: Config) -> Model | tuple[Mode
         embed = mlp_init(key_embed, game.n + 1, config.hidden, config.blocks)
         combine = mlp_init(key_combine, 2 * config.hidden, config.hidden, config.blocks)
         readout = linear_init(key_readout, config.hidden, config.quantiles)
-        return Model(embed, combine, readout, config.layer_norm, config.last)
+        return Model(embed, combine, readout, config.layer_norm, config.last_activation)
 
     return one(key) if config.share_params else tuple(map(one, jax.random.split(key)))
 
@@ -191,7 +192,7 @@ def meta_quantiles(params, game: Game, x: jax.Array, gamma: jax.Array, signs=1.0
     chex.assert_shape(x, (2, game.n))
     z = mlp(params.embed, jnp.concatenate([game.features(x), gamma[:, None]], -1), params.layer_norm)  # (2, hidden)
     z_other = jax.lax.stop_gradient(z[::-1]) if detach else z[::-1]
-    h = mlp(params.combine, jnp.concatenate([z, z_other], -1), params.layer_norm, params.last)  # (2, hidden)
+    h = mlp(params.combine, jnp.concatenate([z, z_other], -1), params.layer_norm, params.activation)  # (2, hidden)
     return linear(params.readout, signs * h).astype(x.dtype)
 
 
@@ -341,13 +342,13 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config, ax
     signs = 1.0 - 2.0 * own_share(flips, axis)
 
     @jax.vmap
-    def explore(x, gamma, signs):  # k steps (read literally k + 1) along the model's gradient alone (footnote 2)
+    def off_policy(x, gamma, signs):  # k steps (read literally k + 1) along the model's gradient alone (footnote 2)
         return follow(lambda x: model_gradient(explorer, game, x, gamma, signs), x, config.lr, config.stride)[0]
 
     def stretch(carry, key):
         state, x = carry
         if config.explore:
-            x = explore(x, explorer_gamma, signs)
+            x = off_policy(x, explorer_gamma, signs)
         gamma = own_share(draw_gammas(key, config), axis)
 
         @jax.vmap
@@ -479,7 +480,7 @@ def main(argv=None):
 
 # --- shared: devices and checkpoints ---
 SWITCHES = {
-    "devices": dict(type=int, help="devices of this process at most (default: all; on a CPU one for each core)"),
+    "devices": dict(type=int, help="devices of this process at most (default: all; of a CPU as many as cores)"),
     "resume": dict(action="store_true", help="go on from the checkpoint, if there is one"),
     "distributed": dict(nargs="*", help="share work with other processes: HOST:PORT COUNT INDEX, or as JAX detects"),
 }
@@ -487,29 +488,28 @@ gather = partial(process_allgather, tiled=True)  # arrays of all devices, in num
 
 
 def make_mesh(config, args) -> tuple[Mesh, jax.Array]:
-    """A mesh of devices: seeds are dealt out first, what is left over shares a seed's batch. And the seeds on it."""
-    if args.devices is not None and args.devices < 1:
-        args.refuse(f"argument --devices: takes a positive number, not {args.devices}")
+    """A mesh of as many devices as divide seeds and batch, for seeds rather than batch; and the seeds on it."""
+    if args.devices is not None and not 1 <= args.devices <= 256:
+        args.refuse(f"argument --devices: takes numbers from 1 to 256, not {args.devices}")
     if jax.config.jax_num_cpu_devices < 0 and "device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
             jax.config.update("jax_num_cpu_devices", args.devices or cores)
     try:
         if args.distributed is not None:
-            jax.distributed.initialize(*(kind(word) for kind, word in zip((str, int, int), args.distributed)))
-    except (ValueError, RuntimeError) as error:
+            words = zip((str, int, int), args.distributed, strict=bool(args.distributed))
+            jax.distributed.initialize(*(kind(word) for kind, word in words))
+    except (ValueError, IndexError, RuntimeError) as error:
         args.refuse(f"argument --distributed: takes HOST:PORT COUNT INDEX, or a cluster ({error})".splitlines()[0])
-    processes, local = jax.process_count(), jax.local_device_count()
-
-    def divisor(work, most):
-        return max(count for count in range(1, most + 1) if work % count == 0)
-
-    for_seeds = divisor(config.num_seeds, most := processes * min(args.devices or local, local))
-    for_batch = divisor(config.batch_size, most // for_seeds)
-    if for_seeds * for_batch % processes:
-        args.refuse(f"argument --num-seeds: takes a multiple of the processes, {processes}")
-    devices = np.reshape(jax.devices(), (processes, -1))[:, : for_seeds * for_batch // processes]
-    mesh = Mesh(devices.reshape(for_seeds, for_batch), ("seed", "batch"))
+    hosts = [[device for device in jax.devices() if device.process_index == i] for i in range(jax.process_count())]
+    most = min(args.devices or 256, *map(len, hosts)) * len(hosts)
+    pairs = itertools.product(range(1, most + 1), repeat=2)
+    divide = [(seeds * batch, seeds, batch) for seeds, batch in pairs if seeds * batch <= most
+              and config.num_seeds % seeds == config.batch_size % batch == seeds * batch % len(hosts) == 0]  # fmt: skip
+    if not divide:
+        args.refuse(f"argument --num-seeds: it and --batch-size do not divide among {len(hosts)} processes")
+    count, *shape = max(divide)
+    mesh = Mesh(np.reshape([host[: count // len(hosts)] for host in hosts], shape), ("seed", "batch"))
     seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
     sharding = NamedSharding(mesh, PartitionSpec("seed"))
     return mesh, jax.make_array_from_callback(seeds.shape, sharding, seeds.__getitem__)
@@ -518,7 +518,7 @@ def make_mesh(config, args) -> tuple[Mesh, jax.Array]:
 def over_devices(function, mesh: Mesh, *split):
     """Jit `function(key to train with, key to evaluate with, ...)` of one seed for all: each device has its share.
 
-    Its results are the same on all devices of a seed, or parts of a whole if `split` names their axis.
+    Its results must be the same on all devices that share a seed, or, with "batch" as `split`, parts of a whole.
     """
 
     def share(seeds, *args):
@@ -527,13 +527,13 @@ def over_devices(function, mesh: Mesh, *split):
             return jax.lax.map(lambda one: function(*one), (keys[:, 0], keys[:, 1], *args))
         return jax.vmap(function)(keys[:, 0], keys[:, 1], *args)
 
-    # check_vma would sum gradients by what is alike on all devices (a grid) over the devices, and so over seeds.
+    # With check_vma JAX would sum gradients by what is alike on all devices, such as a grid, over all of them.
     specs = dict(in_specs=PartitionSpec("seed"), out_specs=PartitionSpec("seed", *split))
     return jax.jit(jax.shard_map(share, mesh=mesh, check_vma=False, **specs))
 
 
 def own_share(batch, axis: str | None):
-    """This device's part of what is drawn for the whole batch; the last element again where it does not divide."""
+    """This device's part of what all along the axis have; the last element again where it does not divide evenly."""
 
     def part(leaf):
         size = -(-len(leaf) // jax.lax.axis_size(axis))
@@ -597,7 +597,7 @@ def parse(argv, **switches):
     layout = dict(usage=SUPPRESS, formatter_class=RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False)
     parser = ArgumentParser(f"{NAME}.py", description=__doc__, **layout)
     parser.add_argument("--game", default="ipd", choices=sorted(GAMES), help="the game (default: ipd)")
-    parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in minutes")
     known = parser.parse_known_args(argv)[0]  # the defaults of all other settings depend on these two
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")

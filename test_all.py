@@ -534,7 +534,7 @@ meta_quantiles = jax.jit(meva.meta_quantiles, static_argnames="game")
 def test_network_is_the_one_of_appendix_d(script, layer_norm, last):
     """An independent forward pass in numpy, with blocks, gates, normalisation and flipped signs written out."""
     game, x = GAMES["ipd"], np.asarray(random_policies(GAMES["ipd"], 1)[0])
-    params, _ = make_model(script=script, blocks=2, share_params=False, layer_norm=layer_norm, last=last)
+    params, _ = make_model(script=script, blocks=2, share_params=False, layer_norm=layer_norm, last_activation=last)
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), params)
 
     def normalised(x):
@@ -1038,7 +1038,7 @@ def test_every_setting_is_read(script):
     assert settings.keys() - read == {"payoffs", "discount", "seed", "num_seeds"}
     given = {name: value for name, value in settings.items() if value not in (None, ())}
     others = dict(payoffs=(1e6, -1e6, 0.0, 1.0), discount=0.5, fixed_gamma=0.3, form="V", variant="taylor", seed=5)
-    others |= dict(last="tanh" if script == "cola" else "gelu")
+    others |= dict(last_activation="tanh" if script == "cola" else "gelu")
     for name, value in settings.items():
         changed = {bool: lambda v: not v, int: lambda v: 2 * v, float: lambda v: v / 2 or 0.5, tuple: lambda _: (0.25,)}
         value = others[name] if name in others else changed[type(value)](value)
@@ -1062,15 +1062,15 @@ PAPER = {  # the settings of Sec. 5 and Apps. B to E, or of the authors' code wh
     ("hola", "logistic"): dict(lr=1, order=2),
     ("hola", "ipd"): dict(lr=2, order=2, alpha=FIG_3B),
     ("cola", "logistic"): dict(lr=1, alpha_max=10, eval_alphas=(0, 1, 2, 5, 10), hidden=64, blocks=1, layer_norm=True,
-                               last="gelu", share_params=True),
+                               last_activation="gelu", share_params=True),
     ("cola", "ipd"): dict(lr=2, alpha_max=10, hidden=64, blocks=2, share_params=True),
     ("meva", "logistic"): dict(
-        lr=1, form="V", hidden=64, blocks=1, quantiles=16, share_params=True, layer_norm=False, last="tanh",
+        lr=1, form="V", hidden=64, blocks=1, quantiles=16, share_params=True, layer_norm=False, last_activation="tanh",
         rollout_length=50, stride=50, outer_steps=1000, batch_size=128, model_lr=1e-3, fixed_gamma=None, bootstrap=0,
         target_inertia=0, explore=False, weight_decay=0, semi_gradient=False, adam_b2=0.99,
         eval_gammas=(0, 0.8, 0.85, 0.9, 0.95, 0.99), eval_steps=200),
     ("meva", "ipd"): dict(
-        lr=2, form="U", hidden=64, blocks=2, quantiles=32, share_params=True, layer_norm=True, last="tanh",
+        lr=2, form="U", hidden=64, blocks=2, quantiles=32, share_params=True, layer_norm=True, last_activation="tanh",
         rollout_length=100, stride=10, outer_steps=2000, batch_size=128, model_lr=1e-4, fixed_gamma=None, bootstrap=0.9,
         target_inertia=0.99, explore=True, flip_prob=1 / 16, weight_decay=1e-2, semi_gradient=True, adam_b2=0.99,
         eval_gammas=(0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999), eval_pairs=256, eval_steps=500),
@@ -1129,6 +1129,9 @@ def refused(module, words, named, folder, capsys):
         (meva, "--eval-gammas", "--eval-gammas: expected at least one argument"),
         (meva, "--no-semi-gradient", "--no-semi-gradient: takes --target-inertia 0"),
         (meva, "--distributed localhost:1 two 0", "--distributed: takes HOST:PORT"),
+        (meva, "--distributed localhost 1 0", "--distributed: takes HOST:PORT"),
+        (meva, "--distributed localhost:1 2", "--distributed: takes HOST:PORT"),
+        (meva, "--devices 0", "--devices: takes numbers from 1 to 256, not 0"),
         (meva, "--game ultimatum --discount 0.5", "--discount: takes an iterated --game"),
         (naive, "--resume", "unrecognized arguments: --resume"),
         (naive, "--discount 1", "--discount: takes numbers from 0 to 0.999"),
@@ -1361,27 +1364,26 @@ def test_devices_that_share_a_batch_do_what_one_does(script, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "seeds, batch, local, processes, flag, shape",
+    "seeds, batch, hosts, flag, shape",
     [
-        (1, 128, 2, 1, None, (1, 2)),
-        (8, 128, 2, 1, None, (2, 1)),
-        (2, 128, 8, 1, None, (2, 4)),
-        (3, 128, 2, 1, None, (1, 2)),
-        (3, 128, 8, 1, None, (3, 2)),
-        (1, 100, 16, 1, None, (1, 10)),
-        (1, 128, 8, 1, 3, (1, 2)),
-        (1, 128, 2, 1, 3, (1, 2)),
-        (3, 128, 8, 2, None, (3, 4)),
-        (2, 128, 8, 2, 1, (2, 1)),
-        (5, 128, 1, 3, None, None),
+        (1, 128, (2,), None, (1, 2)),
+        (8, 128, (2,), None, (2, 1)),
+        (2, 128, (8,), None, (2, 4)),
+        (3, 128, (2,), None, (1, 2)),
+        (3, 128, (8,), None, (1, 8)),  # not (3, 2): that leaves two idle
+        (1, 100, (16,), None, (1, 10)),
+        (1, 128, (8,), 3, (1, 2)),
+        (1, 128, (2,), 3, (1, 2)),
+        (6, 128, (8, 8), None, (2, 8)),
+        (2, 128, (8, 8), 1, (2, 1)),
+        (5, 128, (4, 2), None, (1, 4)),  # as many of each
+        (5, 128, (1, 1, 1), None, None),
     ],
 )
-def test_seeds_are_dealt_out_first_and_devices_left_over_share_a_batch(
-    seeds, batch, local, processes, flag, shape, monkeypatch
-):
-    machine = dict(devices=range(local * processes), local_device_count=local, process_count=processes)
-    for name, value in machine.items():
-        monkeypatch.setattr(jax, name, lambda value=value: value)
+def test_as_many_devices_as_divide_seeds_and_batch(seeds, batch, hosts, flag, shape, monkeypatch):
+    all_devices = [mock.Mock(process_index=i, index=j) for i, count in enumerate(hosts) for j in range(count)]
+    monkeypatch.setattr(jax, "devices", lambda: all_devices)
+    monkeypatch.setattr(jax, "process_count", lambda: len(hosts))
     monkeypatch.setattr(jax, "make_array_from_callback", lambda *_: None)
     monkeypatch.setattr(meva, "NamedSharding", lambda *_: None)
     monkeypatch.setattr(meva, "Mesh", lambda devices, names: devices)
@@ -1393,8 +1395,8 @@ def test_seeds_are_dealt_out_first_and_devices_left_over_share_a_batch(
         return
     devices, _ = meva.make_mesh(config, args)
     assert devices.shape == shape
-    used = devices.size // processes
-    assert devices.ravel().tolist() == [p * local + i for p in range(processes) for i in range(used)]
+    used = [(device.process_index, device.index) for device in devices.ravel()]
+    assert used == list(itertools.product(range(len(hosts)), range(devices.size // len(hosts))))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -1518,7 +1520,8 @@ def test_claims_fail_where_the_numbers_do(tmp_path):
     def world(ours, lolas, jump, change):  # returns of MeVa and of LOLA, of alpha or gamma, and of policies
         changed = dict.fromkeys(policies, change) | {"endpoints": lambda x: 0 * x - 1.0, "field": lambda x: 0 * x}
         changed["basin_fraction"] = lambda x: 0 * x + np.linspace(*jump, len(x))[:, None]
-        flat = lambda script: dict.fromkeys(returns, lambda x: 0 * x + (lolas if script == "lola" else ours))
+        falling = lambda x: np.linspace(ours, ours - 0.3, len(x))[:, None, None, None]  # MeVa's by setting
+        flat = lambda script: dict.fromkeys(returns, lambda x: 0 * x + (lolas if script == "lola" else falling(x)))
         return lambda script, name, x: (changed | flat(script)).get(name, lambda x: x)(x)
 
     worlds = (
