@@ -8,9 +8,9 @@ right when both players follow it, a fixed point of HOLA's recursion (cf. Eq. 3)
 
 A network learns g for all alpha in [0, alpha_max] by minimising the squared distance between the two sides (cf. Eq. 4).
 
-    python cola.py --game ipd          2 minutes on a 2-core CPU
-    python cola.py --game logistic     the paper's Fig. 2, COLA's rows: 1 minute
-    python cola.py --game logistic --outer-steps 500 --eval-alphas 10      to see it run, barely trained: 20 seconds
+    python cola.py --game ipd          a minute on a 2-core CPU
+    python cola.py --game logistic     the paper's Fig. 2, COLA's rows: half a minute
+    python cola.py --game logistic --outer-steps 500 --eval-alphas 10      to see it run, barely trained: 15 seconds
 
 The paper does not say how long to train, with which batch, optimiser or learning rate, how the squared distance is
 averaged, and whether the right side is held constant. Here the distance is summed over both players' parameters and

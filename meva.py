@@ -8,9 +8,9 @@ gradient of their returns f, MeVa's follow that of the meta-value (Eq. 5, normal
 the return averaged over the future of this very optimisation. A network learns V by TD along such trajectories (Eqs. 6
 and 7). Form U (Sec. 4.1, Algorithm 1) learns U(x) = V(x'), x' the next policies, and follows grad f + gamma grad U.
 
-    python meva.py --game ipd          the paper's Fig. 3a, one model: under 20 minutes on a 2-core CPU
-    python meva.py --game logistic     the paper's Fig. 2, MeVa's rows: about 2 minutes on a 2-core CPU
-    python meva.py --game logistic --outer-steps 50 --eval-gammas 0.95    to see it run, barely trained: 30 seconds
+    python meva.py --game ipd          the paper's Fig. 3a, one model: 4 to 12 minutes on a 2-core CPU
+    python meva.py --game logistic     the paper's Fig. 2, MeVa's rows: under a minute
+    python meva.py --game logistic --outer-steps 50 --eval-gammas 0.95    to see it run, barely trained: 15 seconds
 
 What to expect on the IPD: defection (-2) at gamma = 0, cooperation (-1) near 1, by policies like tit-for-tat that no
 best response exploits and that lead naive learners into cooperating. On the Logistic Game: everything ends at B, the
