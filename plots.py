@@ -294,7 +294,7 @@ def draw_fig3(figure: Figure, runs: dict):
                 axis.errorbar(ticks, pairs[..., player].mean(1), errors, **line)
             axis.set(title=heading, xlabel=SYMBOLS[script], ylim=(-3.05, -0.4))
             axis.set_xticks(ticks, [f"{setting:g}" for setting in results["sweep"]], rotation=60)
-            axis.legend()
+            axis.legend(loc="lower right")
         row[0].set_ylabel("expected return per round")
         i = at(results, setting, exactly=False)
         agents = results["best_response"][i, ..., 0]  # (seed, pair)
