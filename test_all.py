@@ -1264,6 +1264,7 @@ FULL = """import numpy, pathlib; full = pathlib.Path("/dev/full")
 numpy.savez_compressed = lambda path, **_: (path.write_text("half"), full.write_text("No space left"))"""
 EIGHT = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 STOPPED = """import signal; from matplotlib.figure import Figure
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by who is started in the background
 Figure.savefig = lambda *_, **__: signal.raise_signal(signal.SIGINT)"""
 
 
