@@ -684,8 +684,7 @@ if __name__ == "__main__":
     except BrokenPipeError:  # whoever read the output is gone
         os._exit(1)  # sys.exit would flush, and complain
     except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, AssertionError) as error:  # from outside: a line
-        # JAX_PLATFORMS with a platform that is not there raises an AssertionError without words.
-        reason = str(error) or isinstance(error, AssertionError) * os.environ.get("JAX_PLATFORMS", "")
+        reason = str(error) or isinstance(error, AssertionError) * os.environ.get("JAX_PLATFORMS", "")  # no such one
         print(f"{NAME}.py: {type(error).__name__} {reason}".splitlines()[0], file=sys.stderr)
         os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)  # after sys.exit an interrupted JAX may crash
 # --- end shared ---
