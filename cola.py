@@ -49,7 +49,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 
-from games import GAMES, Game, evaluate_game, make_game, planar_grid, plays
+from games import GAMES, Game, evaluate_game, game_of, planar_grid, plays
 
 NAME, SWEEP, SYMBOL, COLOR = "cola", "eval_alphas", r"$\alpha$", "tab:purple"  # of the files, what is swept, in figures
 HELD_OUT = 1024  # joint policies that the consistency is judged on
@@ -67,6 +67,9 @@ class Config:
     game: str = "ipd"  # the game
     payoffs: Annotated[tuple[float, ...], -1e6, 1e6] = ()  # other ones, CC CD DC DD, own action first, for both or each
     discount: Annotated[float | None, 0.0, 0.999] = None  # another one of an iterated game
+    policy: Annotated[str, "tabular", "mlp", "preconditioned"] = "tabular"  # what x is (see games.py)
+    memory: Annotated[int, 1, 2] = 1  # rounds that policies of iterated games see
+    probes: Annotated[int, 0, 21] = 0  # how many of their observations the model sees, drawn by --seed; 0: all
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
     num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each a model of its own: seed, seed + 1, ...
     lr: Step = 2.0  # step size of the policies, the paper's alpha in Eq. 1
@@ -97,7 +100,7 @@ TANDEM = dict(alpha_max=0.5, eval_alphas=(0.0, 0.1, 0.2, 0.3, 0.5))  # HOLA(n) t
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
     """The settings for a game, one of `GAMES` or one's own, with changes."""
-    played = make_game(game, changes.get("payoffs", ()), changes.get("discount"))
+    played = game_of(changes | {"game": game})
     alphas = tuple(alpha for alpha in played.alphas if alpha <= 10) or played.alphas
     settings = dict(game=getattr(game, "name", game), lr=played.lr, share_params=played.symmetric)
     settings |= dict(alpha_max=max(alphas) or 10.0, eval_alphas=alphas)
@@ -163,7 +166,8 @@ def model_init(key: jax.Array, game: Game, config: Config) -> Model | tuple[Mode
 
     def one(key):
         key_embed, key_combine, key_readout = jax.random.split(key, 3)
-        embed = mlp_init(key_embed, game.n + 1, config.hidden, config.blocks)
+        inputs = jax.eval_shape(game.features, jnp.zeros((2, game.n))).shape[1] + 1
+        embed = mlp_init(key_embed, inputs, config.hidden, config.blocks)
         combine = mlp_init(key_combine, 2 * config.hidden, config.hidden, config.blocks)
         readout = linear_init(key_readout, config.hidden, game.n)
         return Model(embed, combine, readout, config.alpha_max, config.layer_norm, config.last_activation)
@@ -550,7 +554,7 @@ def parse(argv, **switches):
     args.refuse = parser.error
     try:
         config = make_config(**{name: value for name, value in vars(args).items() if name in (*hints, "quick")})
-        game = make_game(config.game, config.payoffs, config.discount)
+        game = game_of(vars(config))
         args.results = args.out / f"results/{getattr(config, 'name', NAME)}_{game.name}.npz"
         args.figure = args.out / f"figures/{args.results.stem}.png"
         for folder in (args.results.parent, args.figure.parent):
@@ -594,13 +598,15 @@ def draw(figure, results: dict, game: Game):
             axis.set(title=title, xlabel=SYMBOL, ylabel="expected return")
             axis.sharey(axes[0])
             axis.legend()
-        seen = jnp.vectorize(game.features, signature="(p,n)->(p,n)")(results["policies"])[..., seat, :].mean((1, 2))
-        columns = dict(zip(settings, seen)) | ({"tit-for-tat": (1, 0, 0, 1, 1)} if game.iterated else {})
+        show = jax.nn.sigmoid if game.iterated else jnp.vectorize(game.features, signature="(p,n)->(p,m)")
+        columns = dict(zip(settings, show(results["policies"])[..., seat, :].mean((1, 2))))
+        if game.iterated:
+            columns["tit-for-tat"] = [label.endswith(("init", "C")) for label in game.labels]
         last.imshow(np.transpose([*columns.values()]), cmap="YlGn", aspect="auto", alpha=0.7)
         for (j, i), value in np.ndenumerate([*columns.values()]):
             last.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small")
         last.set_xticks(range(len(columns)), columns, rotation=45)
-        last.set(title="policies in self-play", xlabel=SYMBOL, yticks=range(game.n), yticklabels=game.labels)
+        last.set(title="policies in self-play", xlabel=SYMBOL, yticks=range(len(game.labels)), yticklabels=game.labels)
 
 
 def print_table(results: dict, game: Game):

@@ -29,6 +29,7 @@ iterated
                       injury of 4 (Maynard Smith and Price, 1973).
 """
 
+import inspect
 import itertools
 from collections.abc import Callable
 from functools import partial
@@ -47,14 +48,15 @@ class Game(NamedTuple):
     n: int  # parameters per player
     f: Callable[[jax.Array], jax.Array]  # (2, n) -> (2,), expected returns
     init: Callable[[jax.Array], jax.Array]  # key -> (2, n), initial policies
-    features: Callable[[jax.Array], jax.Array]  # (2, n) -> (2, n), the policies as a model sees them, row by row
+    features: Callable[[jax.Array], jax.Array]  # (2, n) -> (2, m), the policies as a model sees them, row by row
     symmetric: bool  # does f_1(a, b) = f_2(b, a) hold?
-    labels: tuple[str, ...]  # one for each parameter of a policy
+    labels: tuple[str, ...]  # one for each number that a model sees; in an iterated game for each observation
     lr: float = 1.0  # a step size of the policies that suits the game
     alphas: tuple[float, ...] = (0.0, 1.0, 2.0, 5.0, 10.0)  # look-ahead steps that suit it
     extent: float = 10.0  # planar games are surveyed and drawn on [-extent, extent]^2
     payoffs: tuple[tuple[float, ...], ...] = ()  # of an iterated game: each player's, as `joint_payoffs` takes them
     discount: float | None = None  # of an iterated game
+    log_odds: Callable[[jax.Array], jax.Array] | None = None  # of an iterated game: (2, n) -> (2, o), of cooperating
 
     @property
     def planar(self) -> bool:
@@ -63,7 +65,7 @@ class Game(NamedTuple):
 
     @property
     def iterated(self) -> bool:
-        """Policies are memory-one: some deterministic one is a best response to any of them."""
+        """Is it an iterated 2x2 game, with policies that see the last rounds?"""
         return bool(self.payoffs)
 
 
@@ -125,6 +127,16 @@ def balduzzi(x: jax.Array) -> jax.Array:
     return jnp.stack([-10 * product, 10 * product]) - own**2 / 2
 
 
+def two_hills(x: jax.Array) -> jax.Array:
+    """One objective for both players, f_1 = f_2 = 2 / (1 + |x + 5|^2 / 40) + 3 / (1 + |x - 5|^2 / 20). (2, 1) -> (2,).
+
+    Two hills in a plane, each coordinate a player's. Their tops are at (-4.73, -4.73), where f is 2.279, and at
+    (4.91, 4.91), where it is 3.336. Naive learners do gradient ascent: from half of the plane to the lower one.
+    """
+    lower, higher = 2 / (1 + ((x + 5) ** 2).sum() / 40), 3 / (1 + ((x - 5) ** 2).sum() / 20)
+    return jnp.stack([lower + higher, lower + higher])
+
+
 def planar_game(name: str, f, start: float, scale: float, symmetric: bool = False, **settings) -> Game:
     """A `Game` of one parameter for each player: it starts uniform in +-`start`, and models see it over `scale`."""
     return Game(
@@ -139,58 +151,75 @@ def planar_game(name: str, f, start: float, scale: float, symmetric: bool = Fals
     )
 
 
-@jax.jit
-def eliminate(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Solve a y = b for y by Gaussian elimination on scalars, (4, 4), (4,) -> (4,).
+def observations(memory: int) -> tuple[str, ...]:
+    """What a player may have seen of the last rounds when it acts, older rounds first: `init`, `DD`, ..., `CC CC`."""
+    pasts = (itertools.product(("DD", "CD", "DC", "CC"), repeat=rounds) for rounds in range(memory + 1))
+    return tuple(" ".join(past) or "init" for past in itertools.chain(*pasts))
 
-    Unrolled, it fuses into one loop over a batch, where jnp.linalg.solve is a library call for each system. There is no
-    pivoting: `a` must be diagonally dominant by rows or by columns. Under `jit` it is traced once, and not again in
-    each of the many derivatives that look-ahead takes.
+
+def seen_by_the_other(memory: int) -> np.ndarray:
+    """The index of the other player's observation for each of one's own: player 1's CD is player 2's DC."""
+    by_rounds = [np.zeros(1, int)]
+    for _ in range(memory):
+        by_rounds.append(np.ravel(4 * by_rounds[-1][:, None] + np.array([0, 2, 1, 3])))
+    return np.concatenate([indices + (4**rounds - 1) // 3 for rounds, indices in enumerate(by_rounds)])
+
+
+def eliminate(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Solve a y = b for y by Gauss-Jordan elimination, (s, s), (s,) -> (s,).
+
+    Unrolled, it fuses into few loops over a batch, where jnp.linalg.solve is a library call for each system. There is
+    no pivoting: `a` must be diagonally dominant by rows or by columns.
     """
-    rows = [[a[i, j] for j in range(4)] + [b[i]] for i in range(4)]
-    for i in range(4):
-        for j in range(i + 1, 4):
-            ratio = rows[j][i] / rows[i][i]
-            rows[j] = [below - ratio * above for below, above in zip(rows[j], rows[i])]
-    y = [None] * 4
-    for i in reversed(range(4)):
-        y[i] = (rows[i][4] - sum(rows[i][j] * y[j] for j in range(i + 1, 4))) / rows[i][i]
-    return jnp.stack(y)
+    for i in range(len(b)):
+        ratio = jnp.where(np.arange(len(b)) == i, 0, a[:, i] / a[i, i])
+        a, b = a - ratio[:, None] * a[i], b - ratio * b[i]
+    return b / jnp.diagonal(a)
 
 
 def state_distribution(x: jax.Array, discount: float) -> jax.Array:
-    """Discounted share of the time that two memory-one policies spend in each joint state of an iterated 2x2 game.
+    """Discounted share of the time that two policies spend in each joint state of an iterated 2x2 game.
 
-    With p the distribution of the first joint action and P the transition matrix, the row vector
-    m = (1 - discount) sum_t discount^t p P^t solves m (I - discount P) = (1 - discount) p.
+    Policies see the last m rounds, 4^m pasts. With p the distribution of the first m and P the transition matrix, the
+    row vector y = (1 - discount) sum_t discount^t p P^t solves y (I - discount P) = (1 - discount) p. These are the
+    shares of the rounds from the m-th on; those of the rounds before are added.
 
     Args:
-      x: log-odds of cooperating, (2, 5), in the order init, DD, CD, DC, CC.
+      x: log-odds of cooperating, (2, o), in the order of `observations`: o = 5 for m = 1, 21 for m = 2, 85 for m = 3.
       discount: the game's own discount, in [0, 1).
 
     Returns:
       (4,), probabilities of DD, CD, DC, CC as player 1 sees them; they sum to 1.
     """
-    chex.assert_shape(x, (2, 5))
+    chex.assert_shape(x, (2, {5, 21, 85}))
+    memory = (5, 21, 85).index(x.shape[1]) + 1
     ours, theirs = jax.nn.sigmoid(x)
-    theirs = theirs[jnp.array([0, 1, 3, 2, 4])]  # player 1's CD is player 2's DC
-    joint = jnp.stack([(1 - ours) * (1 - theirs), ours * (1 - theirs), (1 - ours) * theirs, ours * theirs])  # (4, 5)
-    # The transpose of I - discount P: entry [t, s] goes from s to t.
-    a = jnp.eye(4, dtype=joint.dtype) - discount * joint[:, 1:]
+    theirs = theirs[seen_by_the_other(memory)]
+    joint = jnp.stack([(1 - ours) * (1 - theirs), ours * (1 - theirs), (1 - ours) * theirs, ours * theirs])  # (4, o)
+    *short, whole = jnp.split(joint, [(4**rounds - 1) // 3 for rounds in range(1, memory + 1)], axis=1)
+    past, opening = jnp.ones(1, joint.dtype), []  # probabilities of all pasts of so many rounds
+    for rounds, now in enumerate(short):
+        past = (past * now).T.ravel()
+        opening.append(discount**rounds * past.reshape(-1, 4).sum(0))
+    # The transpose of I - discount P: entry [t, s] goes from s to t, if t's older rounds are s's newer ones.
+    t, s = np.indices((4**memory, 4**memory))
+    arrives = jnp.where(t // 4 == s % 4 ** (memory - 1), jnp.tile(whole, (4 ** (memory - 1), 1)), 0)
+    a = jnp.eye(4**memory, dtype=joint.dtype) - discount * arrives
     # Derivatives solve the system again instead of going through the elimination: look-ahead takes several of them.
-    return jax.lax.custom_linear_solve(
+    later = jax.lax.custom_linear_solve(
         lambda y: (a * y).sum(1),  # not a matrix product, which a GPU would round to TF32
-        (1 - discount) * joint[:, 0],
+        (1 - discount) * discount ** (memory - 1) * past,
         solve=lambda _, b: eliminate(a, b),
         transpose_solve=lambda _, b: eliminate(a.T, b),
     )
+    return later.reshape(-1, 4).sum(0) + (1 - discount) * sum(opening[:-1])
 
 
-def memory_one_returns(x: jax.Array, payoffs: tuple[tuple[float, ...], ...], discount: float) -> jax.Array:
+def iterated_returns(x: jax.Array, payoffs: tuple[tuple[float, ...], ...], discount: float) -> jax.Array:
     """Exact expected returns of an infinitely iterated 2x2 game, normalised: (1 - discount) times the discounted sum.
 
     Args:
-      x: log-odds of cooperating, (2, 5), in the order init, DD, CD, DC, CC.
+      x: log-odds of cooperating, (2, o), in the order of `observations`, (2, 5) of memory-one policies.
       payoffs: (2, 4): each player's payoff in the joint states DD, CD, DC, CC as player 1 sees them.
       discount: the game's own discount, in [0, 1).
 
@@ -201,6 +230,22 @@ def memory_one_returns(x: jax.Array, payoffs: tuple[tuple[float, ...], ...], dis
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # half a precision is not enough for the system
     distribution = state_distribution(wide, discount)
     return (jnp.asarray(payoffs, wide.dtype) * distribution).sum(-1).astype(x.dtype)
+
+
+memory_one_returns = iterated_returns  # of (2, 5)
+
+
+def network_log_odds(own: jax.Array, memory: int) -> jax.Array:
+    """A policy that is a network of 16 tanh units: its log-odds of cooperating after each observation. (n,) -> (o,).
+
+    For each of the last m rounds it sees two symbols, one's own action and the other's, of three each, as one-hot: not
+    played yet, C, D. n = 96 m + 33, in the order weights (6 m, 16), biases (16,), weights (16,), bias (1,).
+    """
+    pasts = [["--"] * memory + past.replace("init", "").split() for past in observations(memory)]
+    inputs = np.array([[letter == symbol for letter in "".join(past[-memory:]) for symbol in "-CD"] for past in pasts])
+    w, b, v, c = jnp.split(own, 96 * memory + np.array([0, 16, 32]))
+    units = jnp.tanh(jnp.where(inputs[:, :, None], w.reshape(-1, 16), 0).sum(1) + b)  # (o, 16)
+    return (units * v).sum(1) + c
 
 
 def joint_payoffs(own: tuple[float, ...], other: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
@@ -250,55 +295,106 @@ def iterated_game(
     return Game(
         name=name,
         n=5,
-        f=lambda x: memory_one_returns(x, joint_payoffs(own, other), discount),
+        f=lambda x: iterated_returns(x, joint_payoffs(own, other), discount),
         init=lambda key: jax.random.normal(key, (2, 5)),
         features=jax.nn.sigmoid,
         symmetric=own == other,
-        labels=("init", "DD", "CD", "DC", "CC"),
+        labels=observations(1),
         lr=lr,
         alphas=alphas,
         payoffs=(own, other),
         discount=discount,
+        log_odds=lambda x: x,
     )
 
 
-def make_game(name: str | Game, payoffs: tuple[float, ...] = (), discount: float | None = None) -> Game:
-    """The game of this name; an iterated one with other payoffs or another discount, which its name then says.
+def with_policies(game: Game, policy: str, memory: int, probes: int, seed: int) -> Game:
+    """The same iterated game between policies of another kind, which its name then says. `make_game` explains."""
+    labels = observations(memory)
+    if policy == "mlp":
+        n, of_player = 96 * memory + 33, partial(network_log_odds, memory=memory)
+        scale = np.repeat(np.float32([1, 1, 1 / 3, 1 / 3]), [96 * memory, 16, 16, 1])
+    else:
+        n, of_player, scale = len(labels), lambda own: own, 1.0
+        if policy == "preconditioned":
+            of_player = lambda own: own.at[1:].add(-2 * own[0])
+    log_odds = jax.vmap(of_player)
+    seen = np.sort(np.random.default_rng(seed).permutation(len(labels))[: probes or len(labels)])
+    kinds = ("memory2", memory == 2), (policy, policy != "tabular"), (f"probes{probes}", probes)
+    return game._replace(
+        name="_".join([game.name, *(word for word, is_other in kinds if is_other)]),
+        n=n,
+        f=lambda x: iterated_returns(log_odds(x), joint_payoffs(*game.payoffs), game.discount),
+        init=lambda key: scale * jax.random.normal(key, (2, n)),
+        features=lambda x: jax.nn.sigmoid(log_odds(x)[:, seen]),
+        labels=labels,
+        # A step changes a network's log-odds more; each of two rounds' pasts comes a quarter as often.
+        lr=game.lr / 2 if policy == "mlp" else game.lr * 4 ** (memory - 1),
+        log_odds=log_odds,
+    )
+
+
+def make_game(
+    game: str | Game = "ipd",
+    payoffs: tuple[float, ...] = (),
+    discount: float | None = None,
+    policy: str = "tabular",
+    memory: int = 1,
+    probes: int = 0,
+    seed: int = 0,
+) -> Game:
+    """The game of this name; an iterated one with other payoffs, discount or policies, which its name then says.
 
     Args:
-      name: one of `GAMES`, or a `Game` of one's own.
+      game: one of `GAMES`, or a `Game` of one's own.
       payoffs: a player's in CC, CD, DC, DD, its own action first: four numbers if they are the same for both players,
         or player 1's four and then player 2's four. Without them, those of the game.
       discount: in [0, 0.999], or None for that of the game.
+      policy: what parameters make of the log-odds z of cooperating after each observation: `tabular`, z = x;
+        `preconditioned`, z_0 = x_0 and z_k = x_k - 2 x_0 elsewhere (Zhao et al., 2022, to test invariance); `mlp`, the
+        network of `network_log_odds`.
+      memory: how many rounds policies see, 1 or 2.
+      probes: how many observations models see the probabilities of, drawn by `seed`; 0 is all of them.
 
     Raises:
-      ValueError: for another name, payoffs or a discount where the game is not iterated, another number of payoffs.
+      ValueError: for another name, for anything else where the game is not iterated, or out of these ranges.
     """
-    if not isinstance(name, Game) and name not in GAMES:
-        raise ValueError(f"game: takes one of {', '.join(sorted(GAMES))} or a Game, not {name}")
-    game = name if isinstance(name, Game) else GAMES[name]
-    payoffs = tuple(payoffs)
-    if not payoffs and discount is None:
-        return game
-    if not game.iterated:
-        given = "payoffs" if payoffs else "discount"
+    if not isinstance(game, Game) and game not in GAMES:
+        raise ValueError(f"game: takes one of {', '.join(sorted(GAMES))} or a Game, not {game}")
+    game = game if isinstance(game, Game) else GAMES[game]
+    payoffs, other_policies = tuple(payoffs), (policy, memory, probes) != ("tabular", 1, 0)
+    given = dict(payoffs=payoffs, discount=discount is not None, policy=other_policies)
+    if any(given.values()) and not game.iterated:
         iterated = ", ".join(sorted(name for name, game in GAMES.items() if game.iterated))
-        raise ValueError(f"{given}: takes an iterated --game beside it ({iterated}), not {game.name}")
+        flag = next(name for name, is_given in given.items() if is_given)
+        raise ValueError(f"{flag}: takes an iterated --game beside it ({iterated}), not {game.name}")
     if len(payoffs) not in (0, 4, 8):
         raise ValueError(f"payoffs: takes four numbers (CC, CD, DC, DD) or eight, not {len(payoffs)}")
-    discount = game.discount if discount is None else discount
-    if not 0 <= discount <= 0.999:
+    if discount is not None and not 0 <= discount <= 0.999:
         raise ValueError(f"discount: takes numbers from 0 to 0.999, not {discount}")
-    own, other = (payoffs[:4], payoffs[4:] or payoffs) if payoffs else game.payoffs
-    words = ["payoffs", *(str(payoff).removesuffix(".0") for payoff in payoffs)] if payoffs else [game.name]
-    words += ["discount", str(discount)] if discount != game.discount else []
-    return game._replace(
-        name="_".join(words),
-        f=lambda x: memory_one_returns(x, joint_payoffs(own, other), discount),
-        symmetric=own == other,
-        payoffs=(own, other),
-        discount=discount,
-    )
+    if policy not in ("tabular", "mlp", "preconditioned") or memory not in (1, 2):
+        raise ValueError(f"policy: takes tabular, mlp or preconditioned, and memory 1 or 2, not {policy} and {memory}")
+    if not 0 <= probes <= len(observations(memory)):
+        raise ValueError(f"probes: takes numbers from 0 to {len(observations(memory))}, not {probes}")
+    if payoffs or discount is not None:
+        discount = game.discount if discount is None else discount
+        own, other = (payoffs[:4], payoffs[4:] or payoffs) if payoffs else game.payoffs
+        words = ["payoffs", *(str(payoff).removesuffix(".0") for payoff in payoffs)] if payoffs else [game.name]
+        words += ["discount", str(discount)] if discount != game.discount else []
+        log_odds = game.log_odds
+        game = game._replace(
+            name="_".join(words),
+            f=lambda x: iterated_returns(log_odds(x), joint_payoffs(own, other), discount),
+            symmetric=own == other,
+            payoffs=(own, other),
+            discount=discount,
+        )
+    return with_policies(game, policy, memory, probes, seed) if other_policies else game
+
+
+def game_of(settings: dict) -> Game:
+    """`make_game` with those of a run's settings that it takes."""
+    return make_game(**{name: settings[name] for name in inspect.signature(make_game).parameters if name in settings})
 
 
 GAMES: dict[str, Game] = {
@@ -311,6 +407,7 @@ GAMES: dict[str, Game] = {
         planar_game("hamiltonian", hamiltonian, 1.0, 3.0, lr=0.1, alphas=(0.0, 0.05, 0.1, 0.2, 0.5), extent=1.0),
         # This step size is just too large for naive learning.
         planar_game("balduzzi", balduzzi, 1.0, 3.0, lr=0.02, alphas=(0.0, 0.01, 0.02, 0.05, 0.1), extent=1.0),
+        planar_game("two_hills", two_hills, 8.0, 10.0, symmetric=True, lr=5.0, alphas=(0.0, 1.0, 2.0, 5.0, 10.0, 20.0)),
         matrix_game("matching_pennies", (1, -1, -1, 1), (-1, 1, 1, -1), alphas=(0.0, 0.5, 1.0, 2.0, 5.0)),
         matrix_game("ultimatum", (5, 5, 8, 0), (5, 2, 5, 0), alphas=(0.0, 0.5, 1.0, 2.0, 5.0)),
         matrix_game("stackelberg", (1, 3, 2, 4), (0, 1, 2, 0), alphas=(0.0, 0.5, 1.0, 2.0, 5.0)),
@@ -335,6 +432,7 @@ def mirrored(game: Game) -> Game:
         init=lambda key: game.init(key)[::-1],
         features=lambda x: game.features(x[::-1])[::-1],
         payoffs=game.payoffs[::-1],
+        log_odds=lambda x: game.log_odds(x[::-1])[::-1],
     )
 
 
@@ -350,11 +448,32 @@ def best_response(game: Game, x: jax.Array, agent: int, fresh: jax.Array, lr: fl
 
 
 def exact_best_response(game: Game, x: jax.Array, agent: int) -> jax.Array:
-    """The other player's best deterministic policy in an iterated game: no memory-one policy is better. (2, 5)."""
-    x = jnp.asarray(x)
-    policies = 30 * jnp.array(list(itertools.product((-1, 1), repeat=5)), x.dtype)  # (32, 5), log-odds
-    pairs = jax.vmap(x.at[1 - agent].set)(policies)
-    return pairs[jax.vmap(game.f)(pairs)[:, 1 - agent].argmax()]
+    """A best response to player `agent` of an iterated game, deterministic, by policy iteration (Howard, 1960).
+
+    No policy is better, however long its memory, and none of a shorter memory than the agent's needs to be as good:
+    beside the agent the other player faces a Markov decision process, whose states are what the agent sees. Returns
+    both players' log-odds after each observation, (2, o): a network need not be able to play them.
+    """
+    z, other = game.log_odds(jnp.asarray(x)), 1 - agent
+    pasts = [past.replace("init", "").split() for past in game.labels]
+    memory = len(pasts[-1])
+    # By the responder's observation, its own action (D, C) and the agent's: the next observation.
+    names = [[[" ".join([*past, own + its][-memory:]) for its in "DC"] for own in "DC"] for past in pasts]
+    arrives = np.array(game.labels) == np.array(names)[..., None]  # (o, 2, 2, o)
+    chance = jax.nn.sigmoid(z[agent])[seen_by_the_other(memory)]
+    chance = jnp.stack([1 - chance, chance], 1)[:, None]  # (o, 1, 2), of the agent's action
+    transition = (chance[..., None] * arrives).sum(2)  # (o, 2, o)
+    cc, cd, dc, dd = game.payoffs[other]
+    reward = (1 - game.discount) * (chance * jnp.array([[dd, dc], [cd, cc]], z.dtype)).sum(2)  # (o, 2)
+
+    def improve(_, response):  # (o,), 1 where it cooperates
+        here = np.arange(len(response)), response
+        a = jnp.eye(len(response), dtype=z.dtype) - game.discount * transition[here]
+        value = eliminate(a, reward[here])  # (o,)
+        return (reward + game.discount * (transition * value).sum(2)).argmax(1)
+
+    response = jax.lax.fori_loop(0, 20, improve, jnp.zeros(len(pasts), int))  # it stops to change after a few
+    return z.at[other].set(jnp.where(response, 30, -30))
 
 
 def planar_grid(game: Game) -> jax.Array:
@@ -394,9 +513,9 @@ def evaluate_game(
 
     Returns:
       Returns (pair, 2) as `self_play`, `best_response`, `exact_best_response` (iterated games), `versus_naive` and
-      `versus_opponent`; the policies that got them, (pair, 2, n), as `policies`, `response_policies`,
-      `exact_response_policies`, `versus_naive_policies`, `versus_opponent_policies`; in planar games
-      `trajectories`, (pair, steps + 1, 2), and what `survey` returns.
+      `versus_opponent`; the policies that got them, (pair, 2, n), in iterated games their log-odds of cooperating,
+      (pair, 2, o), as `policies`, `response_policies`, `exact_response_policies`, `versus_naive_policies`,
+      `versus_opponent_policies`; in planar games `trajectories`, (pair, steps + 1, 2), and what `survey` returns.
     """
     agents = jnp.array([[True, True], [True, False], [False, True]])[: 2 if game.symmetric else 3]  # who is one
 
@@ -412,17 +531,21 @@ def evaluate_game(
 
         (x, *beside_naive), (path, *_) = jax.vmap(play)(agents)  # by who is an agent: one program
         beside_opponent = jax.vmap(partial(play, other=opponent))(agents[1:])[0] if opponent else []
-        results = {"self_play": game.f(x), "policies": x}
+        show = game.log_odds if game.iterated else lambda x: x
+        results = {"self_play": game.f(x), "policies": show(x)}
         for agent, shaped in enumerate(beside_naive):
             ends = {"versus_naive": shaped, "best_response": best_response(game, x, agent, fresh, lr, steps)}
             if opponent:
                 ends["versus_opponent"] = beside_opponent[agent]
-            if game.iterated:
-                ends["exact_best_response"] = exact_best_response(game, x, agent)
             seat, agent_first = "_2" * agent, jnp.array([agent, 1 - agent])
-            for name, end in ends.items():
-                results[name + seat] = game.f(end)[agent_first]
-                results[name.replace("best_", "") + "_policies" + seat] = end[agent_first]  # named as above
+            ends = {name: (game.f(end)[agent_first], show(end)[agent_first]) for name, end in ends.items()}
+            if game.iterated:
+                tables = exact_best_response(game, x, agent)
+                returns = iterated_returns(tables, joint_payoffs(*game.payoffs), game.discount)
+                ends["exact_best_response"] = returns[agent_first], tables[agent_first]
+            for name, (returns, policies) in ends.items():
+                results[name + seat] = returns
+                results[name.replace("best_", "") + "_policies" + seat] = policies  # named as above
         if game.planar:
             results["trajectories"] = jnp.concatenate([path, x[None]])[..., 0]
         return results

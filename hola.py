@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from games import GAMES, Game, evaluate_game, make_game, planar_grid, plays
+from games import GAMES, Game, evaluate_game, game_of, planar_grid, plays
 
 NAME, SWEEP, SYMBOL, COLOR = "hola", "alpha", r"$\alpha$", "tab:green"  # of the files, what is swept, in figures
 
@@ -46,6 +46,8 @@ class Config:
     game: str = "ipd"  # the game
     payoffs: Annotated[tuple[float, ...], -1e6, 1e6] = ()  # other ones, CC CD DC DD, own action first, for both or each
     discount: Annotated[float | None, 0.0, 0.999] = None  # another one of an iterated game
+    policy: Annotated[str, "tabular", "mlp", "preconditioned"] = "tabular"  # what x is (see games.py)
+    memory: Annotated[int, 1, 2] = 1  # rounds that policies of iterated games see
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
     num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each with policies of its own: seed, seed + 1, ...
     lr: Annotated[float, 0.0, 1e30] = 2.0  # step size of the policies, the paper's alpha in Eq. 1
@@ -60,7 +62,7 @@ class Config:
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
     """The settings for a game, one of `GAMES` or one's own, with changes."""
-    played = make_game(game, changes.get("payoffs", ()), changes.get("discount"))
+    played = game_of(changes | {"game": game})
     settings = dict(game=getattr(game, "name", game), lr=played.lr, alpha=played.alphas)
     settings |= dict(eval_pairs=32, eval_steps=200) if played.planar else {}
     settings |= dict(eval_pairs=16) if quick else {}
@@ -165,7 +167,7 @@ def parse(argv, **switches):
     args.refuse = parser.error
     try:
         config = make_config(**{name: value for name, value in vars(args).items() if name in (*hints, "quick")})
-        game = make_game(config.game, config.payoffs, config.discount)
+        game = game_of(vars(config))
         args.results = args.out / f"results/{getattr(config, 'name', NAME)}_{game.name}.npz"
         args.figure = args.out / f"figures/{args.results.stem}.png"
         for folder in (args.results.parent, args.figure.parent):
@@ -209,13 +211,15 @@ def draw(figure, results: dict, game: Game):
             axis.set(title=title, xlabel=SYMBOL, ylabel="expected return")
             axis.sharey(axes[0])
             axis.legend()
-        seen = jnp.vectorize(game.features, signature="(p,n)->(p,n)")(results["policies"])[..., seat, :].mean((1, 2))
-        columns = dict(zip(settings, seen)) | ({"tit-for-tat": (1, 0, 0, 1, 1)} if game.iterated else {})
+        show = jax.nn.sigmoid if game.iterated else jnp.vectorize(game.features, signature="(p,n)->(p,m)")
+        columns = dict(zip(settings, show(results["policies"])[..., seat, :].mean((1, 2))))
+        if game.iterated:
+            columns["tit-for-tat"] = [label.endswith(("init", "C")) for label in game.labels]
         last.imshow(np.transpose([*columns.values()]), cmap="YlGn", aspect="auto", alpha=0.7)
         for (j, i), value in np.ndenumerate([*columns.values()]):
             last.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small")
         last.set_xticks(range(len(columns)), columns, rotation=45)
-        last.set(title="policies in self-play", xlabel=SYMBOL, yticks=range(game.n), yticklabels=game.labels)
+        last.set(title="policies in self-play", xlabel=SYMBOL, yticks=range(len(game.labels)), yticklabels=game.labels)
 
 
 def print_table(results: dict, game: Game):

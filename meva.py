@@ -46,7 +46,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 
-from games import GAMES, Game, evaluate_game, follow, make_game, mirrored, planar_grid, plays, simultaneous_gradient
+from games import GAMES, Game, evaluate_game, follow, game_of, mirrored, planar_grid, plays, simultaneous_gradient
 
 NAME, SWEEP, SYMBOL, COLOR = "meva", "eval_gammas", r"$\gamma$", "tab:blue"  # of the files, what is swept, in figures
 
@@ -66,6 +66,9 @@ class Config:
     game: str = "ipd"  # the game
     payoffs: Annotated[tuple[float, ...], -1e6, 1e6] = ()  # other ones, CC CD DC DD, own action first, for both or each
     discount: Annotated[float | None, 0.0, 0.999] = None  # another one of an iterated game
+    policy: Annotated[str, "tabular", "mlp", "preconditioned"] = "tabular"  # what x is (see games.py)
+    memory: Annotated[int, 1, 2] = 1  # rounds that policies of iterated games see
+    probes: Annotated[int, 0, 21] = 0  # how many of their observations the model sees, drawn by --seed; 0: all
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
     num_seeds: Few = 1  # number of seeds, each a model of its own: seed, seed + 1, ...
     lr: Step = 2.0  # step size of the policies, the paper's alpha (Eq. 6)
@@ -125,7 +128,7 @@ QUICK = dict(outer_steps=250, batch_size=64, model_lr=1e-3, eval_gammas=(0.0, 0.
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
     """The paper's settings for a game (App. D if planar, else App. E), one of `GAMES` or one's own, with changes."""
-    played = make_game(game, changes.get("payoffs", ()), changes.get("discount"))
+    played = game_of(changes | {"game": game})
     settings = dict(game=getattr(game, "name", game), lr=played.lr, share_params=played.symmetric)
     settings |= dict(alpha=played.alphas[:5][-1])
     settings |= PLANAR if played.planar else {}
@@ -190,7 +193,8 @@ def model_init(key: jax.Array, game: Game, config: Config) -> Model | tuple[Mode
 
     def one(key):
         key_embed, key_combine, key_readout = jax.random.split(key, 3)
-        embed = mlp_init(key_embed, game.n + 1, config.hidden, config.blocks)
+        inputs = jax.eval_shape(game.features, jnp.zeros((2, game.n))).shape[1] + 1
+        embed = mlp_init(key_embed, inputs, config.hidden, config.blocks)
         combine = mlp_init(key_combine, 2 * config.hidden, config.hidden, config.blocks)
         readout = linear_init(key_readout, config.hidden, config.quantiles)
         return Model(embed, combine, readout, config.layer_norm, config.last_activation)
@@ -707,7 +711,7 @@ def parse(argv, **switches):
     args.refuse = parser.error
     try:
         config = make_config(**{name: value for name, value in vars(args).items() if name in (*hints, "quick")})
-        game = make_game(config.game, config.payoffs, config.discount)
+        game = game_of(vars(config))
         args.results = args.out / f"results/{getattr(config, 'name', NAME)}_{game.name}.npz"
         args.figure = args.out / f"figures/{args.results.stem}.png"
         for folder in (args.results.parent, args.figure.parent):
@@ -751,13 +755,15 @@ def draw(figure, results: dict, game: Game):
             axis.set(title=title, xlabel=SYMBOL, ylabel="expected return")
             axis.sharey(axes[0])
             axis.legend()
-        seen = jnp.vectorize(game.features, signature="(p,n)->(p,n)")(results["policies"])[..., seat, :].mean((1, 2))
-        columns = dict(zip(settings, seen)) | ({"tit-for-tat": (1, 0, 0, 1, 1)} if game.iterated else {})
+        show = jax.nn.sigmoid if game.iterated else jnp.vectorize(game.features, signature="(p,n)->(p,m)")
+        columns = dict(zip(settings, show(results["policies"])[..., seat, :].mean((1, 2))))
+        if game.iterated:
+            columns["tit-for-tat"] = [label.endswith(("init", "C")) for label in game.labels]
         last.imshow(np.transpose([*columns.values()]), cmap="YlGn", aspect="auto", alpha=0.7)
         for (j, i), value in np.ndenumerate([*columns.values()]):
             last.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small")
         last.set_xticks(range(len(columns)), columns, rotation=45)
-        last.set(title="policies in self-play", xlabel=SYMBOL, yticks=range(game.n), yticklabels=game.labels)
+        last.set(title="policies in self-play", xlabel=SYMBOL, yticks=range(len(game.labels)), yticklabels=game.labels)
 
 
 def print_table(results: dict, game: Game):

@@ -33,7 +33,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from games import GAMES, Game, exact_best_response, follow, simultaneous_gradient, state_distribution
+from games import GAMES, Game, exact_best_response, follow, game_of, simultaneous_gradient, state_distribution
 
 COLORS = {"naive": "tab:gray", "lola": "tab:orange", "hola": "tab:green", "cola": "tab:purple", "maml": "tab:red"}
 COLORS["meva"] = "tab:blue"
@@ -61,6 +61,11 @@ class Run(NamedTuple):
     quick: bool = False
 
 
+def of_kind(name: str, kind: str) -> str:
+    """The name of a run on the IPD between policies of this kind."""
+    return f"{name}_{game_of(dict(game='ipd', policy=kind)).name}"
+
+
 GAMMAS = dict(num_seeds=8, eval_gammas=(0, 0.5, 0.8, 0.85, 0.87, 0.89, 0.9, 0.91, 0.92, 0.95, 0.99))
 SHORT = dict(outer_steps=500, num_seeds=6, eval_gammas=(0.9, 0.95, 0.99))  # 500 of the paper's 2000 outer loops
 ABLATIONS = {  # the name of the run, what figure and table say, and what is changed
@@ -74,10 +79,12 @@ ABLATIONS = {  # the name of the run, what figure and table say, and what is cha
     "form_v": ("form V", dict(form="V")),
 }
 EIGHT = dict(num_seeds=8)
+HILLS = dict(num_seeds=8, eval_gammas=(0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995))
 SETTINGS = {
     "logistic": dict(naive={}, lola={}, hola=dict(order=2), cola=EIGHT, meva=GAMMAS),
     "ipd": dict(naive=EIGHT, lola=EIGHT, hola=dict(order=2), cola=dict(num_seeds=2), meva=EIGHT),
     "imp": dict(meva={}),
+    "two_hills": dict(naive={}, lola={}, hola=dict(order=2), cola=EIGHT, meva=HILLS),
 }
 RUNS = {f"{script}_{game}": Run(script, game, those[script]) for game, those in SETTINGS.items() for script in those}
 RUNS["hola3_logistic"] = Run("hola", "logistic", dict(order=3))
@@ -91,6 +98,28 @@ NETWORKS = {  # of MeVa on the Logistic Game: the name of the run, what table an
 RUNS |= {name: Run("meva", "logistic", GAMMAS | change) for name, (_, change) in NETWORKS.items()}
 RUNS["far_logistic"] = Run("meva", "logistic", GAMMAS | dict(eval_steps=2000))
 RUNS |= {name: Run("meva", "ipd", SHORT | change) for name, (_, change) in ABLATIONS.items()}
+RUNS["short_two_hills"] = Run("meva", "two_hills", HILLS | dict(lr=1))  # short steps
+
+KINDS = ("tabular", "preconditioned", "mlp")  # of policies
+GRID = dict(num_seeds=2, alpha=(0, 0.1, 0.3, 1, 2, 3, 5, 10, 20, 30, 50, 70, 100))
+RULES = {  # on the IPD between policies of each kind: the name of the run but for game and kind, and what figures say
+    "naive": "naive",
+    "grid": "LOLA",
+    "small": "LOLA, lr / 10",
+    "hola": "HOLA(2)",
+    "cola": "COLA",
+    "meva": "MeVa",
+}
+for kind in KINDS:
+    policies, step = dict(policy=kind), game_of(dict(game="ipd", policy=kind)).lr
+    made = dict(naive={}, hola=dict(order=2), cola=dict(num_seeds=4), meva=EIGHT) if kind != "tabular" else {}
+    made |= dict(grid=GRID, small=GRID | dict(lr=step / 10))
+    scripts = dict(grid="lola", small="lola")
+    for name, settings in made.items():
+        RUNS[of_kind(name, kind)] = Run(scripts.get(name, name), "ipd", policies | settings)
+PROBES = {(count, seed): f"probes{count}_{seed}_ipd" for count in (1, 2, 4, 8, 21) for seed in range(3)}
+for (count, seed), name in PROBES.items():
+    RUNS[name] = Run("meva", "ipd", dict(memory=2, probes=count, seed=seed, eval_gammas=(0.95,)), quick=True)
 
 TOURNAMENTS = ("ipd", "imp", "chicken")  # those of the authors
 TRAINED = {"cola": {}, "maml": {}, "meva": {}, "meva-naive": dict(opponent="naive"), "meva-lola": dict(opponent="lola")}
@@ -138,7 +167,7 @@ RUNS |= {f"games/{script}_{game}": Run(script, game, quick=True) for game in GAM
 
 RETURNS = ("self_play", "best_response", "exact_best_response", "versus_naive")
 POLICIES = ("policies", "response_policies", "versus_naive_policies")
-SHAPES = {  # of the arrays that are read: S settings, N seeds, T steps and the start, n parameters
+SHAPES = {  # of the arrays that are read: S settings, N seeds, T steps and the start, n numbers of a policy
     **dict.fromkeys(RETURNS, ("S", "N", None, 2)),
     **dict.fromkeys(POLICIES, ("S", "N", None, 2, "n")),
     **dict.fromkeys(("field", "values"), ("S", None, 29, 29, 2)),  # in results/paper/ of the first seed alone
@@ -179,8 +208,9 @@ def paths_of(name: str, out: pathlib.Path) -> list[pathlib.Path]:
     """Where a run's results may be: what its command writes, and the copy that is kept in results/paper/."""
     script, game, settings, quick = RUNS[name]  # one whose files would replace another's has a folder of its own
     stem = settings.get("table", script) + "".join(f"-{settings[key]}" for key in ("opponent",) if key in settings)
-    folder = out if quick or name == f"{stem}_{game}" else out / "results/variants" / name
-    return [folder / f"results/{stem}_{game}.npz", out / f"results/paper/{name}.npz"]
+    stem += f"_{game_of(settings | {'game': game}).name}"
+    folder = out if name in (stem, f"games/{stem}") else out / "results/variants" / name
+    return [folder / f"results/{stem}.npz", out / f"results/paper/{name}.npz"]
 
 
 def command(name: str, out: pathlib.Path = pathlib.Path(".")) -> str:
@@ -197,11 +227,12 @@ def load(path: pathlib.Path, run: Run) -> Results:
     try:
         with np.load(path, allow_pickle=False) as file:
             config = json.loads(str(file["config"]))
+            game = game_of(config)
             arrays = {name: file[name] for name in file.files if name.removesuffix("_2") in SHAPES}
             rest = {name: file[name] for name in file.files if name.startswith("params/") or name == "names"}
         if config["game"] != run.game:
             raise ValueError(f"it is one on {config['game']}")
-        sizes = dict(n=GAMES[run.game].n, A=rest.get("names", np.empty(0)).size)
+        sizes = dict(n=len(game.labels), A=rest.get("names", np.empty(0)).size)
         if run.script != "plots":
             sizes |= dict(S=arrays["sweep"].size, N=config["num_seeds"], T=config["eval_steps"] + 1)
         for name, array in arrays.items():
@@ -231,8 +262,10 @@ def find(names, out: pathlib.Path, exactly=False, own=True) -> tuple[dict[str, R
             settings = json.loads(json.dumps(dataclasses.asdict(SCRIPTS[script].make_config(game, quick, **settings))))
         for path in filter(pathlib.Path.exists, paths_of(name, out)[not own :]):
             results = load(path, RUNS[name])
-            same = all(results["config"].get(key) == value for key, value in settings.items())
-            same = same and not results["config"].get("missing")  # of a tournament: all were there
+            # An option that a script did not have yet when it made the run was at its default.
+            had = (dataclasses.asdict(SCRIPTS[script].Config()) if script in SCRIPTS else {}) | results["config"]
+            same = all(had.get(key) == value for key, value in settings.items())
+            same = same and not had.get("missing")  # of a tournament: all were there
             if name not in runs and (same or not exactly):
                 runs[name] = results
     sources = dict.fromkeys(results["source"] for results in runs.values())  # each once
@@ -289,12 +322,15 @@ BAR = dict(shrink=0.8, pad=0.01)  # a color bar beside its panels
 LEVELS = np.arange(-5, 4.1, 0.5)  # of return
 ROWS = dict.fromkeys(("lola_logistic", "hola_logistic", "cola_logistic"), (0, 1, 5, 10))  # of Fig. 2, and settings
 ROWS["meva_logistic"] = (0.8, 0.85, 0.9, 0.95)
+HILL_ROWS = {name.replace("logistic", "two_hills"): settings for name, settings in ROWS.items()}
+HILL_ROWS["meva_two_hills"] = HILL_ROWS["short_two_hills"] = (0.8, 0.9, 0.95, 0.99)
 
 
 def labelled(script: str, results: Results, i: int) -> str:
-    """An algorithm and its i-th setting."""
+    """An algorithm and its i-th setting, and its step size if that is not everybody's."""
     setting = f", {SYMBOLS[script]} = {results['sweep'][i]:g}" if script in SYMBOLS else ""
-    return TITLES[script] + setting
+    config = results["config"]
+    return TITLES[script] + setting + f", lr = {config['lr']:g}" * (config["lr"] != game_of(config).lr)
 
 
 def plane(figure: Figure, rows: int, columns: int, height: float):
@@ -322,9 +358,9 @@ def draw_fig1(figure: Figure, runs: dict):
     figure.colorbar(image, ax=axes, label="return", ticks=range(-5, 5), **BAR)
 
 
-def draw_fig2(figure: Figure, runs: dict, basins: bool):
-    """The Logistic Game: trajectories from random policies, first seed (Fig. 2a), or basins of attraction (Fig. 2b)."""
-    for row, (name, settings) in zip(plane(figure, 4, 4, WIDTH + 0.2), ROWS.items()):
+def draw_fig2(figure: Figure, runs: dict, basins: bool, rows: dict = ROWS):
+    """Planar games: trajectories from random policies, first seed (Fig. 2a), or basins of attraction (Fig. 2b)."""
+    for row, (name, settings) in zip(plane(figure, len(rows), 4, WIDTH / 4 * len(rows) + 0.2), rows.items()):
         script, results = RUNS[name].script, runs[name]
         for axis, setting in zip(row, settings):
             i = at(results, setting, exactly=False)
@@ -368,6 +404,39 @@ def draw_fig3(figure: Figure, runs: dict):
             last.hist(model, BINS, weights=np.full(model.size, 1 / model.size), linewidth=0.3, alpha=0.5, **style)
         last.hist(agents.ravel(), BINS, weights=np.full(agents.size, 1 / agents.size), **style)
         last.set(title=f"agents at {SYMBOLS[script]} = {results['sweep'][i]:g}", xlabel="share of pairs", xscale="log")
+
+
+def best(results: Results) -> int:
+    """The index of the setting with the highest mean return in self-play."""
+    means = results["self_play"].mean((1, 2, 3))
+    return np.where(np.isfinite(means), means, -np.inf).argmax()
+
+
+def draw_networks(figure: Figure, runs: dict):
+    """The agent's returns on the IPD by kind of policy, each rule at its best setting in self-play.
+
+    Points are models (or initial policies of a rule without a model), their mean is a bar, and a line goes from the 5th
+    to the 95th percentile of the policy pairs.
+    """
+    figure.set_size_inches(WIDTH, 5.6)
+    plays_of = {"self_play": "self-play", "exact_best_response": "exact best response", "versus_naive": "naive learner"}
+    for axes, kind in zip(figure.subplots(3, 3, sharey=True).T, KINDS):
+        labels = []
+        for column, (name, label) in enumerate(RULES.items()):
+            results = runs[of_kind(name, kind)]
+            script, i = RUNS[of_kind(name, kind)].script, best(results)
+            labels.append(f"{label}\n{SYMBOLS[script]} = {results['sweep'][i]:g}" if script in SYMBOLS else label)
+            for axis, key in zip(axes, plays_of):
+                agents = results[key][i][..., 0]  # (seed, pair)
+                axis.vlines(column, *np.percentile(agents, (5, 95)), color="lightgray", linewidth=4)
+                where = column + np.linspace(-0.25, 0.25, len(agents) + 2)[1:-1]
+                axis.plot(where, agents.mean(1), ".", color=COLORS[script], markersize=4)
+                axis.hlines(agents.mean(), column - 0.35, column + 0.35, color="black")
+        for axis, heading in zip(axes, plays_of.values()):
+            axis.set(title=f"{kind}: {heading}", ylim=(-3.05, -0.4))
+            axis.set_xticks(range(len(labels)), labels, rotation=60)
+            axis.label_outer()
+        axes[1].set_ylabel("agent's expected return per round" if kind == KINDS[0] else "")
 
 
 def draw_basins(figure: Figure, runs: dict):
@@ -767,6 +836,20 @@ def looking_farther(lola, meva):
     yield "5.2", "(nonexploitable, beside LOLA)", criterion, numbers, shares[0] >= shares[1]
 
 
+@claims("naive_two_hills", "lola_two_hills", "hola_two_hills", "cola_two_hills", "meva_two_hills", "short_two_hills")
+def a_single_objective(*runs):
+    *others, meva, short = [results["basin_fraction"] for results in runs]  # (S, seed) each
+    above = [results["sweep"] > 0.9 + 1e-6 for results in runs[-2:]]
+    names = "naive", "LOLA", "HOLA(2)", "COLA"
+    words = [f"{name} at best {spread(share[share.mean(1).argmax()])}" for name, share in zip(names, others)]
+    those = (("MeVa", meva), ("with a fifth of the step size", short))
+    words += [f"{name} {series(runs[-1]['sweep'][high], share[high])}" for (name, share), high in zip(those, above)]
+    criterion = "on two hills all of the grid ends in the quadrant of the higher top, in every model at every gamma "
+    criterion += "above .9, with long and with short steps"
+    holds = np.concatenate([meva[above[0]], short[above[1]]]) == 1
+    yield "7", "readily applies to problems with a single objective", criterion, ", ".join(words), holds
+
+
 # The tournament: every learning rule beside every other
 
 
@@ -1028,7 +1111,7 @@ def table_of_claims(runs: dict[str, Results]) -> str:
             files = ", ".join(f"`{name}`" for name in names)
             for section, statement, criterion, numbers, holds in measure(*map(runs.get, names)):
                 rows.append((section, statement, criterion, numbers, verdict(holds), files))
-    commands = [(f"`{name}`", f"`{command(name)}`") for name, run in RUNS.items() if not run.quick]
+    commands = [(f"`{name}`", f"`{command(name)}`") for name in RUNS if not name.startswith("games/")]
     claims = table(("Sec.", "the paper", "it holds if", "here", "holds", "runs"), rows)
     return f"{claims}\n\n{table(('run', 'command'), commands)}"
 
@@ -1148,6 +1231,49 @@ def table_of_returns(runs: dict[str, Results]) -> str:
     return table(("", "", "self-play", *others), rows)
 
 
+def reciprocal(results: Results, i: int) -> np.ndarray:
+    """Which models of the IPD reciprocate at the i-th setting, (seed,): they get more than -1.15 with their like, are
+    left more than -1.35 by an exact best response, and cooperate after CD less than half as often as after CC."""
+    chances = after(results, i)
+    own, left = (results[key][i, ..., 0].mean(1) for key in ("self_play", "exact_best_response"))
+    return (own > -1.15) & (left > -1.35) & (chances[0] < chances[1] / 2)
+
+
+def after(results: Results, i: int) -> np.ndarray:
+    """How likely players of the IPD are to cooperate after CD and after CC, one's own action first, (2, seed)."""
+    return (1 / (1 + np.exp(-results["policies"][i].astype(float)))).mean((1, 2))[:, [2, 4]].T
+
+
+def table_of_networks(runs: dict[str, Results]) -> str:
+    """The IPD between policies of each kind: each rule at its best setting in self-play, and MeVa at two settings."""
+    rows = []
+    for kind, (name, label) in itertools.product(KINDS, RULES.items()):
+        results = runs.get(of_kind(name, kind))
+        if results:
+            settings = [best(results)] + [at(results, gamma) for gamma in (0.95, 0.99) if name == "meva"]
+            for i in dict.fromkeys(settings):
+                own, *others = [pair(results[key][i].mean(1).T) for key in ("self_play", *RETURNS[1:])]
+                script = RUNS[of_kind(name, kind)].script
+                setting = f", {SYMBOLS[script].strip('$').strip(chr(92))} = {results['sweep'][i]:g}" * (name != "naive")
+                chances = " and ".join(map(spread, after(results, i)))
+                count = f"{reciprocal(results, i).sum()} of {len(results['self_play'][i])}"
+                rows.append((kind, label + setting, own.split(" : ")[0], *others, chances, count))
+    heading = ("policies", "", "self-play", "agent : best response", "agent : exact best response",
+               "agent : naive learner", "P(C) after CD and CC", "reciprocal")  # fmt: skip
+    return table(heading, rows)
+
+
+def table_of_probes(runs: dict[str, Results]) -> str:
+    """MeVa between policies that see two rounds, whose model sees some of 21 observations: the agent's returns."""
+    rows = []
+    for count in dict.fromkeys(count for count, _ in PROBES):
+        those = [runs[name] for (probes, _), name in PROBES.items() if probes == count and name in runs]
+        if those:
+            agents = [[results[key][0, ..., 0].mean() for results in those] for key in RETURNS]  # (play, run)
+            rows.append((str(count), *(f"{spread(np.array(each))} ({', '.join(f'{x:.2f}' for x in each)})" for each in agents)))
+    return table(("probes", "self-play", "best response", "exact best response", "naive learner"), rows)
+
+
 def table_of_consistency(runs: dict[str, Results]) -> str:
     """COLA's consistency loss on held-out policies of the Logistic Game, that of HOLA(n), and cosines of the two."""
     rows = []
@@ -1182,6 +1308,9 @@ FIGURES = {  # how each is drawn, and from which runs
     "fig2a": (partial(draw_fig2, basins=False), ROWS),
     "fig2b": (partial(draw_fig2, basins=True), ROWS),
     "fig3": (draw_fig3, ("meva_ipd", "lola_ipd")),
+    "networks": (draw_networks, [of_kind(name, kind) for kind in KINDS for name in RULES]),
+    "hills": (partial(draw_fig2, basins=True, rows=HILL_ROWS), HILL_ROWS),
+    "hill_paths": (partial(draw_fig2, basins=False, rows=HILL_ROWS), HILL_ROWS),
     "basins": (draw_basins, ("naive_logistic", *ROWS)),
     "policies": (draw_policies, ("meva_ipd", "lola_ipd")),
     "landscape": (partial(draw_steps, of_meva=True), ("meva_logistic",)),
@@ -1194,8 +1323,10 @@ TABLES = {
     "ablations": (table_of_ablations, (*ABLATIONS, *NETWORKS)),
     "ends": (table_of_ends, ("meva_logistic", "far_logistic")),
     "returns": (table_of_returns, ("naive_ipd", "lola_ipd", "hola_ipd", "cola_ipd", "meva_ipd", "meva_imp")),
+    "networks": (table_of_networks, [of_kind(name, kind) for kind in KINDS for name in RULES]),
+    "probes": (table_of_probes, PROBES.values()),
     "consistency": (table_of_consistency, ("cola_logistic",)),
-    "games": (table_of_games, [name for name, run in RUNS.items() if run.quick]),
+    "games": (table_of_games, [name for name in RUNS if name.startswith("games/")]),
     "tournament": (table_of_tournaments, [f"tournament_{game}" for game in TOURNAMENTS]),
 }
 

@@ -146,6 +146,7 @@ POINTS = {  # of the other games
     "tandem": ((1, 2), (-7, -5)),  # 2 - 9, 4 - 9
     "hamiltonian": ((2, 3), (6, -6)),
     "balduzzi": ((1, 2), (-20.5, 18)),  # -1/2 - 20, -4/2 + 20
+    "two_hills": ((-5, 5), (1.0714286, 1.0714286)),  # 2 / (1 + 100 / 40) + 3 / (1 + 100 / 20)
 }
 
 
@@ -209,22 +210,94 @@ def test_payoffs_and_discount_make_another_game():
             make(*words)
 
 
-def simulated_distribution(x, discount, rounds=1000):
-    """Follow the chain round by round, keeping who did what as (own, other) pairs of letters."""
-    policy = [dict(zip(("init", "DD", "CD", "DC", "CC"), 1 / (1 + np.exp(-np.float64(row))))) for row in x]
-    states = ("DD", "CD", "DC", "CC")
-
-    def next_state(one, two):
-        return {s: (one if s[0] == "C" else 1 - one) * (two if s[1] == "C" else 1 - two) for s in states}
-
-    now = next_state(policy[0]["init"], policy[1]["init"])
-    total = dict.fromkeys(states, 0.0)
+def simulated_distribution(x, discount, rounds=1000, memory=1):
+    """Follow the chain round by round, keeping the last rounds as (own, other) pairs of letters, player 1's first."""
+    states, shares = ("DD", "CD", "DC", "CC"), dict.fromkeys(("DD", "CD", "DC", "CC"), 0.0)
+    pasts = ["init", *states] + [f"{older} {newer}" for older in states for newer in states] * (memory == 2)
+    policy = [dict(zip(pasts, 1 / (1 + np.exp(-np.float64(row))), strict=True)) for row in x]
+    now = {(): 1.0}
     for round_ in range(rounds):
-        for s in states:
-            total[s] += (1 - discount) * discount**round_ * now[s]
-        after = [next_state(policy[0][s], policy[1][s[::-1]]) for s in states]  # player 2 sees the letters reversed
-        now = {s: sum(now[r] * step[s] for r, step in zip(states, after)) for s in states}
-    return np.array([total[s] for s in states])
+        after = {}
+        for past, chance in now.items():
+            one = policy[0][" ".join(past) or "init"]
+            two = policy[1][" ".join(state[::-1] for state in past) or "init"]  # player 2 sees the letters reversed
+            for s in states:
+                step = chance * (one if s[0] == "C" else 1 - one) * (two if s[1] == "C" else 1 - two)
+                shares[s] += (1 - discount) * discount**round_ * step
+                longer = (*past, s)[-memory:]
+                after[longer] = after.get(longer, 0.0) + step
+        now = after
+    return np.array([shares[s] for s in states])
+
+
+def test_policies_of_other_kinds_are_what_they_should_be():
+    """Parameters, log-odds, names, and what models see of them."""
+    make, random = partial(games.make_game, "ipd"), np.random.default_rng(0)
+    by_hand = {  # n, and the log-odds of a policy
+        "tabular": (5, lambda x: x),
+        "preconditioned": (5, lambda x: (np.eye(5) - 2 * np.outer([0, 1, 1, 1, 1], [1, 0, 0, 0, 0])) @ x),
+        "mlp": (129, lambda x: [one_by_one(x, own, other) for own, other in ("--", "DD", "CD", "DC", "CC")]),
+    }
+
+    def one_by_one(x, own, other):
+        w, b, v = x[:96].reshape(2, 3, 16), x[96:112], x[112:128]
+        return v @ np.tanh(w[0, "-CD".index(own)] + w[1, "-CD".index(other)] + b) + x[128]
+
+    for policy, (n, log_odds) in by_hand.items():
+        game, x = make(policy=policy), random.normal(size=(2, n)).astype(np.float32)
+        assert (game.n, game.name) == (n, "ipd" + f"_{policy}" * (policy != "tabular")) and game.symmetric
+        assert game.lr == (1 if policy == "mlp" else 2) and game.labels == GAMES["ipd"].labels
+        expected = np.array([log_odds(own) for own in x])
+        np.testing.assert_allclose(game.log_odds(x), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(game.features(x), 1 / (1 + np.exp(-expected)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(game.f(x), GAMES["ipd"].f(jnp.array(expected)), rtol=1e-4, atol=1e-4)
+        starts = np.asarray(random_policies(game, 2000))
+        stds = [1] if policy != "mlp" else np.repeat([1, 1 / 3], [112, 17])
+        np.testing.assert_allclose(starts.std((0, 1)), np.broadcast_to(stds, n), rtol=0.06)
+    # What a unit of the network sees of two rounds: the older one's own action first.
+    game = make(policy="mlp", memory=2)
+    x = np.zeros((2, game.n), np.float32)
+    x[0, 16 * np.arange(12)], x[0, 192 + 16] = 0.1 * 2.0 ** np.arange(12) / 100, 1  # of the first unit
+    places = [["-CD".index(letter) + 3 * i for i, letter in enumerate(past)] for past in ("----", "--CD", "DCCD")]
+    seen = [game.labels.index(label) for label in ("init", "CD", "DC CD")]
+    expected = [np.tanh(sum(0.001 * 2.0**k for k in those)) for those in places]
+    np.testing.assert_allclose(game.log_odds(x)[0, np.array(seen)], expected, rtol=1e-5)
+    assert (game.n, game.name, len(game.labels)) == (225, "ipd_memory2_mlp", 21)
+    assert (game.lr, make(memory=2).lr, make(memory=2).n) == (1, 8, 21)
+    assert make(memory=2, policy="preconditioned", discount=0.9).name == "ipd_discount_0.9_memory2_preconditioned"
+    # Probes: some of the probabilities, others by another seed; a game of policies takes other payoffs.
+    whole, some = make(memory=2), [make(memory=2, probes=4, seed=seed) for seed in (0, 0, 1)]
+    x = whole.init(jax.random.key(0))
+    seen = [[int(np.abs(whole.features(x)[0] - one).argmin()) for one in game.features(x)[0]] for game in some]
+    assert seen[0] == seen[1] != seen[2] and len(set(seen[0])) == 4 and some[0].features(x).shape == (2, 4)
+    np.testing.assert_allclose(some[0].features(x)[1], whole.features(x)[1, np.array(seen[0])])
+    assert some[0].name == "ipd_memory2_probes4"
+    network = make((0, -1, 1, -100), 0.5, "mlp")
+    x = network.init(jax.random.key(0))
+    np.testing.assert_allclose(network.f(x), make((0, -1, 1, -100), 0.5).f(network.log_odds(x)), rtol=1e-5)
+    np.testing.assert_allclose(games.make_game(network, discount=0.5).f(x), network.f(x), rtol=1e-5)
+    for settings, said in (
+        (dict(game="logistic", policy="mlp"), "policy: takes an iterated --game .*, not logistic"),
+        (dict(policy="cnn"), "policy: takes tabular, mlp or preconditioned"),
+        (dict(memory=3), "policy: .* and memory 1 or 2, not tabular and 3"),
+        (dict(memory=1, probes=6), "probes: takes numbers from 0 to 5, not 6"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            games.make_game(**settings)
+
+
+def test_a_network_that_copies_a_table_gets_its_returns():
+    """A unit for each observation, which only there is 1, and -1 elsewhere."""
+    game, tables = games.make_game("imp", policy="mlp"), 2 * random_policies(GAMES["imp"], 3)
+    for x in np.asarray(tables):
+        networks = np.zeros((2, game.n), np.float32)
+        for network, row in zip(networks, x):
+            w, b, v = network[:96].reshape(2, 3, 16), network[96:112], network[112:128]
+            for unit, (own, other) in enumerate(("--", "DD", "CD", "DC", "CC")):
+                w[0, "-CD".index(own), unit] = w[1, "-CD".index(other), unit] = 40
+                b[unit], v[unit] = -60, row[unit] / 2
+            network[128] = row.sum() / 2
+        np.testing.assert_allclose(game.f(networks), GAMES["imp"].f(x), atol=1e-5)
 
 
 def test_a_mirrored_game_has_its_players_exchanged():
@@ -235,6 +308,9 @@ def test_a_mirrored_game_has_its_players_exchanged():
     np.testing.assert_array_equal(mirrored.init(None), [[2], [1]])
     np.testing.assert_array_equal(mirrored.features(x), [[4 * 7], [3 * 8]])
     assert mirrored.payoffs == ("two's", "one's")
+    game, x = games.make_game("imp", policy="preconditioned"), np.float32([[1] * 5, [2] * 5])
+    np.testing.assert_array_equal(games.mirrored(game).log_odds(x), [[1, -1, -1, -1, -1], [2, -2, -2, -2, -2]])
+    np.testing.assert_allclose(games.mirrored(game).f(x), game.f(x[::-1])[::-1])
 
 
 def test_state_distribution_against_a_simulation():
@@ -245,6 +321,17 @@ def test_state_distribution_against_a_simulation():
     payoffs = np.array([[-2.0, -3, 0, -1], [-2, 0, -3, -1]])
     one, two = (games.memory_one_returns(x, payoffs + added, 0.96) for added in (0, 5))
     np.testing.assert_allclose(two, one + 5, atol=2e-5)
+
+
+def test_two_rounds_of_memory_against_a_simulation():
+    """And against memory one, where nothing depends on the older round."""
+    distribution = jax.jit(games.state_distribution, static_argnums=1)
+    with jax.enable_x64(True):
+        for x, discount in zip(2 * np.random.default_rng(0).normal(size=(4, 2, 21)), (0.0, 0.5, 0.9, 0.96)):
+            simulated = simulated_distribution(x, discount, memory=2)
+            np.testing.assert_allclose(distribution(x, discount), simulated, atol=1e-9)
+            short = np.concatenate([x[:, :5], *[x[:, 1:5]] * 4], 1)  # the newer round alone
+            np.testing.assert_allclose(distribution(short, discount), distribution(x[:, :5], discount), atol=1e-12)
 
 
 def test_logistic_game_has_its_two_fixed_points_and_the_saddle():
@@ -304,33 +391,67 @@ def test_evaluation_against_a_loop(name):
             same(ours[:first], end[[agent, other]][:first])
 
 
-def best_response_value(policy, discount=0.96):
-    """What a best response to a memory-one policy gets on the IPD, by value iteration."""
-    cooperates = 1 / (1 + np.exp(-np.float64(policy)))  # init, DD, CD, DC, CC
-    reward = {"DD": -2, "CD": 0, "DC": -3, "CC": -1}  # to the second letter
+def best_response_value(policy, own, discount=0.96):
+    """What player 2 gets of its best response to a policy, by value iteration; `own` are its payoffs in DD, DC, CD, CC
+    as player 1's letters have them."""
     states = ("DD", "CD", "DC", "CC")
+    pasts = ["init", *states] + [f"{older} {newer}" for older in states for newer in states]
+    chance = dict(zip(pasts, 1 / (1 + np.exp(-np.float64(policy)))))  # of the agent's C, by what it sees
+    memory, value = {5: 1, 21: 2}[len(chance)], dict.fromkeys(chance, 0.0)
 
-    def best(share, value):
-        now = {state: (1 - discount) * reward[state] + discount * value[state] for state in states}
-        return max(share * now["C" + action] + (1 - share) * now["D" + action] for action in "CD")
+    def act(past, action):
+        def then(state):
+            after = " ".join([*past.replace("init", "").split(), state][-memory:])
+            return (1 - discount) * own[state] + discount * value[after]
 
-    value = dict.fromkeys(states, 0.0)
+        return chance[past] * then("C" + action) + (1 - chance[past]) * then("D" + action)
+
     for _ in range(500):
-        value = {s: best(share, value) for s, share in zip(states, cooperates[1:])}
-    return best(cooperates[0], value)
+        value = {past: max(act(past, action) for action in "CD") for past in chance}
+    return value["init"]
 
 
 def test_best_responses_against_value_iteration():
-    """The exact one is as good as any; the gradient one comes close in 2000 steps, and none finds a better."""
+    """The exact one is as good as any; the gradient one comes close in 2000 steps, and none finds a better.
+
+    Beside an agent that sees two rounds, responses that see one may be worse; beside one that sees one round, seeing
+    two is of no use.
+    """
+    rewards = {"DD": -2, "CD": 0, "DC": -3, "CC": -1}
     game, xs = GAMES["ipd"], random_policies(GAMES["ipd"], 32)
     exact = jax.jit(jax.vmap(lambda x: games.exact_best_response(game, x, 0)))(xs)
     learned = jax.jit(jax.vmap(lambda x: games.best_response(game, x, 0, x[::-1], 2.0, 2000)))(xs)
     returns = jax.jit(jax.vmap(game.f))
     np.testing.assert_array_equal([exact[:, 0], learned[:, 0]], [xs[:, 0]] * 2)  # one stands still
     assert set(np.unique(exact[:, 1])) <= {-30.0, 30.0}
-    np.testing.assert_allclose(returns(exact)[:, 1], [best_response_value(x[0]) for x in xs], atol=1e-4)
+    np.testing.assert_allclose(returns(exact)[:, 1], [best_response_value(x[0], rewards) for x in xs], atol=1e-4)
     gain = returns(exact)[:, 1] - returns(learned)[:, 1]
     assert gain.min() > -1e-4 and gain.max() < 0.02, gain
+
+    wide = games.make_game("ipd", memory=2)
+    longer = lambda x: jnp.concatenate([x[..., :5], *[x[..., 1:5]] * 4], -1)  # the same policy, seeing two rounds
+    sure = jnp.array(list(itertools.product((C, D), repeat=5)))  # all deterministic ones that see one round
+    respond = jax.jit(jax.vmap(lambda x: games.exact_best_response(wide, x, 0)))
+    searched = jax.jit(jax.vmap(lambda x: jax.vmap(lambda y: wide.f(x.at[1].set(y)))(longer(sure))[:, 1].max()))
+    xs_2, returns_2 = 2 * random_policies(wide, 16), jax.jit(jax.vmap(wide.f))
+    best = returns_2(respond(xs_2))[:, 1]
+    np.testing.assert_allclose(best, [best_response_value(x[0], rewards) for x in xs_2], atol=1e-4)
+    short = best - searched(xs_2)
+    assert short.min() > -1e-5 and short.max() > 0.1
+    np.testing.assert_allclose(returns_2(respond(longer(xs)))[:, 1], returns(exact)[:, 1], atol=1e-4)
+
+
+@slow
+def test_the_exact_best_response_against_all_policies_that_see_two_rounds():
+    """An agent that begins with C twice leaves a response 19 observations to see: all 2^19 are played, on `imp`."""
+    game = games.make_game("imp", memory=2)
+    x = (2 * game.init(jax.random.key(3))).at[0, :5].set(C)
+    free = np.array([i for i, label in enumerate(game.labels) if label not in ("DD", "CD")])
+    play = jax.jit(jax.vmap(lambda row: game.f(x.at[1, free].set(row))[1]))
+    rows = (jnp.array([(*high, *low) for low in itertools.product((C, D), repeat=14)])
+            for high in itertools.product((C, D), repeat=5))  # fmt: skip
+    best = max(float(play(some).max()) for some in rows)
+    np.testing.assert_allclose(game.f(games.exact_best_response(game, x, 0))[1], best, atol=1e-5)
 
 
 def test_basins_of_a_field_whose_basins_are_known():
