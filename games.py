@@ -363,7 +363,8 @@ def make_game(
         raise ValueError(f"game: takes one of {', '.join(sorted(GAMES))} or a Game, not {game}")
     game = game if isinstance(game, Game) else GAMES[game]
     payoffs, other_policies = tuple(payoffs), (policy, memory, probes) != ("tabular", 1, 0)
-    given = dict(payoffs=payoffs, discount=discount is not None, policy=other_policies)
+    given = dict(payoffs=payoffs, discount=discount is not None)
+    given |= dict(policy=policy != "tabular", memory=memory != 1, probes=probes)
     if any(given.values()) and not game.iterated:
         iterated = ", ".join(sorted(name for name, game in GAMES.items() if game.iterated))
         flag = next(name for name, is_given in given.items() if is_given)
@@ -372,8 +373,10 @@ def make_game(
         raise ValueError(f"payoffs: takes four numbers (CC, CD, DC, DD) or eight, not {len(payoffs)}")
     if discount is not None and not 0 <= discount <= 0.999:
         raise ValueError(f"discount: takes numbers from 0 to 0.999, not {discount}")
-    if policy not in ("tabular", "mlp", "preconditioned") or memory not in (1, 2):
-        raise ValueError(f"policy: takes tabular, mlp or preconditioned, and memory 1 or 2, not {policy} and {memory}")
+    if policy not in ("tabular", "mlp", "preconditioned"):
+        raise ValueError(f"policy: takes tabular, mlp or preconditioned, not {policy}")
+    if memory not in (1, 2):
+        raise ValueError(f"memory: takes 1 or 2, not {memory}")
     if not 0 <= probes <= len(observations(memory)):
         raise ValueError(f"probes: takes numbers from 0 to {len(observations(memory))}, not {probes}")
     if payoffs or discount is not None:

@@ -227,7 +227,7 @@ def load(path: pathlib.Path, run: Run) -> Results:
     try:
         with np.load(path, allow_pickle=False) as file:
             config = json.loads(str(file["config"]))
-            game = game_of(config)
+            game = game_of(run.settings | {"game": run.game})
             arrays = {name: file[name] for name in file.files if name.removesuffix("_2") in SHAPES}
             rest = {name: file[name] for name in file.files if name.startswith("params/") or name == "names"}
         if config["game"] != run.game:
@@ -1253,8 +1253,7 @@ def table_of_networks(runs: dict[str, Results]) -> str:
             settings = [best(results)] + [at(results, gamma) for gamma in (0.95, 0.99) if name == "meva"]
             for i in dict.fromkeys(settings):
                 own, *others = [pair(results[key][i].mean(1).T) for key in ("self_play", *RETURNS[1:])]
-                script = RUNS[of_kind(name, kind)].script
-                setting = f", {SYMBOLS[script].strip('$').strip(chr(92))} = {results['sweep'][i]:g}" * (name != "naive")
+                setting = f", {'gamma' if name == 'meva' else 'alpha'} = {results['sweep'][i]:g}" * (name != "naive")
                 chances = " and ".join(map(spread, after(results, i)))
                 count = f"{reciprocal(results, i).sum()} of {len(results['self_play'][i])}"
                 rows.append((kind, label + setting, own.split(" : ")[0], *others, chances, count))
@@ -1270,7 +1269,8 @@ def table_of_probes(runs: dict[str, Results]) -> str:
         those = [runs[name] for (probes, _), name in PROBES.items() if probes == count and name in runs]
         if those:
             agents = [[results[key][0, ..., 0].mean() for results in those] for key in RETURNS]  # (play, run)
-            rows.append((str(count), *(f"{spread(np.array(each))} ({', '.join(f'{x:.2f}' for x in each)})" for each in agents)))
+            cells = [f"{spread(np.array(each))} ({', '.join(f'{x:.2f}' for x in each)})" for each in agents]
+            rows.append((str(count), *cells))
     return table(("probes", "self-play", "best response", "exact best response", "naive learner"), rows)
 
 

@@ -251,6 +251,7 @@ def test_policies_of_other_kinds_are_what_they_should_be():
         np.testing.assert_allclose(game.log_odds(x), expected, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(game.features(x), 1 / (1 + np.exp(-expected)), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(game.f(x), GAMES["ipd"].f(jnp.array(expected)), rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(game.features(x)[1], game.features(put(x, 0, 0 * x[0]))[1])  # its player's alone
         starts = np.asarray(random_policies(game, 2000))
         stds = [1] if policy != "mlp" else np.repeat([1, 1 / 3], [112, 17])
         np.testing.assert_allclose(starts.std((0, 1)), np.broadcast_to(stds, n), rtol=0.06)
@@ -279,7 +280,8 @@ def test_policies_of_other_kinds_are_what_they_should_be():
     for settings, said in (
         (dict(game="logistic", policy="mlp"), "policy: takes an iterated --game .*, not logistic"),
         (dict(policy="cnn"), "policy: takes tabular, mlp or preconditioned"),
-        (dict(memory=3), "policy: .* and memory 1 or 2, not tabular and 3"),
+        (dict(memory=3), "memory: takes 1 or 2, not 3"),
+        (dict(game="tandem", probes=1), "probes: takes an iterated --game"),
         (dict(memory=1, probes=6), "probes: takes numbers from 0 to 5, not 6"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -346,10 +348,11 @@ def test_logistic_game_has_its_two_fixed_points_and_the_saddle():
 # games.py: what becomes of policies
 
 
-@pytest.mark.parametrize("name", ["logistic", "ultimatum", "ipd", "imp"])
-def test_evaluation_against_a_loop(name):
+@pytest.mark.parametrize("name, policy", [("logistic", {}), ("ultimatum", {}), ("ipd", {"policy": "mlp"}), ("imp", {})])
+def test_evaluation_against_a_loop(name, policy):
     """Self-play, best response and shaping from each seat, step by step in Python for one pair and one strength."""
-    game, strength, lr, steps, key = GAMES[name], 0.7, 0.3, 4, jax.random.key(7)
+    game, strength, lr, steps, key = games.make_game(name, **policy), 0.7, 0.3, 4, jax.random.key(7)
+    show = game.log_odds if game.iterated else lambda x: x
     field = jax.jit(lambda x, strengths: lola.lola_gradient(game.f, x, strengths - 0.5 * strengths[::-1]))  # by both's
     naive = jax.jit(partial(simultaneous_gradient, game.f))
     same = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
@@ -365,7 +368,7 @@ def test_evaluation_against_a_loop(name):
     policies = start if initial is None else initial
     for _ in range(steps):
         policies = policies + lr * field(policies, jnp.array([strength, strength]))
-    same(result["policies"][1], policies)
+    same(result["policies"][1], show(policies))
     same(result["self_play"][1], game.f(policies))
     assert ("trajectories" in result, "best_response_2" in result) == (game.planar, not game.symmetric)
     for agent, seat in ((0, ""), (1, "_2"))[: 1 if game.symmetric else 2]:
@@ -382,11 +385,14 @@ def test_evaluation_against_a_loop(name):
         ends["best_response"] = response
         if game.iterated:
             rows = 30 * np.array([[1 if k >> bit & 1 else -1 for bit in range(5)] for k in range(32)], np.float32)
-            returns = [float(game.f(put(policies, other, row))[other]) for row in rows]
-            ends["exact_best_response"] = put(policies, other, rows[np.argmax(returns)])
+            tables = np.array(show(policies))
+            returns = [float(GAMES[name].f(put(tables, other, row))[other]) for row in rows]
+            exact = put(tables, other, rows[np.argmax(returns)])
+        ends = {kind: show(jnp.array(end)) for kind, end in ends.items()}
+        ends |= {"exact_best_response": exact} if game.iterated else {}
         for kind, end in ends.items():
-            same(result[kind + seat][1], game.f(jnp.array(end))[np.array([agent, other])])  # the agent first
-            ours = result[kind.replace("best_", "") + "_policies" + seat][1]
+            same(result[kind + seat][1], GAMES[name].f(jnp.array(end))[np.array([agent, other])])  # the agent first
+            ours, end = result[kind.replace("best_", "") + "_policies" + seat][1], np.array(end)
             first = 1 if kind == "exact_best_response" else 2  # of which there may be several: the agent's alone
             same(ours[:first], end[[agent, other]][:first])
 
@@ -1136,13 +1142,14 @@ def test_a_game_of_ones_own_is_trained_and_evaluated(script, wide):
 
 def shapes(game, sweep, pairs, steps, seeds=()):
     """Of the arrays of an evaluation."""
-    one = dict(policies=(pairs, 2, game.n), self_play=(pairs, 2))
+    numbers = len(game.labels)  # of a policy
+    one = dict(policies=(pairs, 2, numbers), self_play=(pairs, 2))
     if game.planar:
         one |= dict.fromkeys(("endpoints", "field"), (29, 29, 2))
         one |= dict(basin_fraction=(), trajectories=(pairs, steps + 1, 2), final_returns=(2,))
     for seat in ("",) if game.symmetric else ("", "_2"):
         for kind in ("versus_naive", "best_response") + ("exact_best_response",) * game.iterated:
-            one |= {f"{kind}{seat}": (pairs, 2), f"{kind.replace('best_', '')}_policies{seat}": (pairs, 2, game.n)}
+            one |= {f"{kind}{seat}": (pairs, 2), f"{kind.replace('best_', '')}_policies{seat}": (pairs, 2, numbers)}
     return {name: (sweep, *seeds, *shape) for name, shape in one.items()}
 
 
@@ -1172,7 +1179,8 @@ def run(folder, *words, game="logistic", script="meva", **settings):
     with mock.patch.multiple(cola, ORDERS=(0, 1), HELD_OUT=16):  # the higher orders take long to compile
         words = ["--game", game, "--out", str(folder), *flags(**TINY[script] | TINY_EVAL | settings), *words]
         SCRIPTS[script].main(words)
-    with np.load(folder / f"results/{script}_{game}.npz", allow_pickle=False) as file:
+    name = games.game_of({"game": game} | settings).name
+    with np.load(folder / f"results/{script}_{name}.npz", allow_pickle=False) as file:
         return dict(file)
 
 
@@ -1242,6 +1250,26 @@ def test_every_script_runs_on_every_game(script, game, once):
     assert f"wrote {folder}/results/{name}.npz and {folder}/figures/{name}.png" in out
 
 
+NETWORK = dict(policy="mlp", memory=2)
+OTHER_POLICIES = [("meva", dict(policy="mlp", probes=3), "ipd_mlp_probes3"),
+                  ("lola", dict(policy="preconditioned"), "ipd_preconditioned"),
+                  *(pytest.param(script, NETWORK, "ipd_memory2_mlp", marks=slow) for script in SCRIPTS)]  # fmt: skip
+
+
+@pytest.mark.parametrize("script, settings, name", OTHER_POLICIES)
+def test_every_script_runs_between_policies_of_other_kinds(script, settings, name, tmp_path):
+    arrays = run(tmp_path, game="ipd", script=script, **settings)
+    assert f"figures/{script}_{name}.png" in files(tmp_path) and f"results/{script}_{name}.npz" in files(tmp_path)
+    game = games.make_game("ipd", **settings)
+    for key, shape in shapes(game, 1 if script in ("naive", "maml") else 2, 3, 4, seeds=(2,)).items():
+        assert arrays[key].shape == shape, key
+    tables = arrays["policies"].reshape(-1, 2, len(game.labels))
+    returns = [games.iterated_returns(x, games.joint_payoffs(*game.payoffs), 0.96) for x in tables]
+    np.testing.assert_allclose(returns, arrays["self_play"].reshape(-1, 2), rtol=1e-4, atol=1e-4)
+    inputs = [arrays[key].shape[1] for key in arrays if key.startswith("params/") and key.endswith("embed/first/w")]
+    assert inputs == [settings.get("probes", 21) + 1] * (script in TRAINED)  # and gamma or alpha
+
+
 def test_a_seed_is_the_same_run_whatever_the_number_of_seeds(once, tmp_path):
     both, second = once("meva", "logistic")[1], run(tmp_path, seed=1, num_seeds=1)
     for name in ("params/embed/first/w", "loss", "self_play_curve"):
@@ -1309,10 +1337,12 @@ def test_every_setting_is_read(script):
     if trained:
         jax.eval_shape(lambda key: module.train(key, game, spy), key)
     settings = {name: value for name, value in dataclasses.asdict(base).items() if name != "game"}
-    assert settings.keys() - read == {"payoffs", "discount", "seed", "num_seeds"}
+    of_the_game = {"payoffs", "discount", "policy", "memory", "probes"} & settings.keys()
+    assert settings.keys() - read == of_the_game | {"seed", "num_seeds"}
     given = {name: value for name, value in settings.items() if value not in (None, ())}
     others = dict(payoffs=(1e6, -1e6, 0.0, 1.0), discount=0.5, fixed_gamma=0.3, form="V", seed=5)
     others |= dict(last_activation="tanh" if script == "cola" else "gelu", opponent="naive")
+    others |= dict(policy="mlp", probes=3)
     others |= dict(variant="taylor-stop" if script == "meva" else "taylor")
     for name, value in settings.items():
         changed = {bool: lambda v: not v, int: lambda v: 2 * v, float: lambda v: v / 2 or 0.5, tuple: lambda _: (0.25,)}
@@ -1320,6 +1350,9 @@ def test_every_setting_is_read(script):
         config, played, _ = module.parse(["--game", "ipd", "--out", CACHE, *flags(**given | {name: value})])
         assert dataclasses.replace(config, **{name: settings[name]}) == base != config, name
         assert played.discount == (config.discount or 0.96) and played.payoffs[1] == (config.payoffs or game.payoffs[1])
+        seen = played.features(jnp.zeros((2, played.n))).shape[1]
+        expected = {"policy": (129, 5), "memory": (21, 21), "probes": (5, 3)}.get(name, (5, 5))
+        assert (played.n, seen) == expected, name
 
 
 def test_other_payoffs_are_played_and_name_the_files(tmp_path, once):
@@ -1413,6 +1446,11 @@ def refused(module, words, named, folder, capsys):
         (meva, "--distributed localhost:1 2", "--distributed: takes HOST:PORT"),
         (meva, "--devices 0", "--devices: takes numbers from 1 to 256, not 0"),
         (meva, "--game ultimatum --discount 0.5", "--discount: takes an iterated --game"),
+        (meva, "--game logistic --policy mlp", "--policy: takes an iterated --game"),
+        (meva, "--probes 6", "--probes: takes numbers from 0 to 5, not 6"),
+        (lola, "--memory 3", "--memory: takes 1 or 2, not 3"),
+        (lola, "--policy cnn", "--policy: invalid choice: 'cnn'"),
+        (naive, "--probes 2", "unrecognized arguments: --probes"),
         (naive, "--resume", "unrecognized arguments: --resume"),
         (naive, "--discount 1", "--discount: takes numbers from 0 to 0.999"),
         (lola, "--alpha 1 -1", "--alpha: takes numbers from 0 to 1e+30, not 1.0 -1.0"),
@@ -1762,7 +1800,10 @@ def test_the_report_in_results_paper_is_current_and_every_figure_is_drawn(tmp_pa
         assert image.shape[1] > 600 and image.std() > 0.05 and f"figures/{name}.png" in out
 
 
-@pytest.mark.parametrize("name", [name for name, run in plots.RUNS.items() if run.script != "plots" and not run.quick])
+COMMANDS = [name for name, run in plots.RUNS.items() if run.script != "plots" and not name.startswith("games/")]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_makes_the_run_that_it_is_for(name, tmp_path):
     script, *words = plots.command(name, tmp_path).split()[1:]
     config, _, args = SCRIPTS[script.removesuffix(".py")].parse(words)
@@ -1770,6 +1811,9 @@ def test_every_command_makes_the_run_that_it_is_for(name, tmp_path):
     for change in ({}, *({key: 77} for key in vars(config) if key not in ("game", "outer_steps"))):
         np.savez(path, config=json.dumps({"outer_steps": 3} | vars(config) | change), sweep=np.zeros(3))
         assert (name in plots.find([name], tmp_path, exactly=True)[0]) == (not change)
+    old = {key: value for key, value in vars(config).items() if key != "policy"}  # made before there was a choice
+    np.savez(path, config=json.dumps(old), sweep=np.zeros(3))
+    assert (name in plots.find([name], tmp_path, exactly=True)[0]) == (config.policy == "tabular")
 
 
 BAD_RUNS = {  # of a run of LOLA on the IPD: what becomes of its bytes, its configuration or its arrays
@@ -1828,7 +1872,7 @@ def test_claims_fail_where_the_numbers_do(tmp_path):
             verdicts.append([plots.verdict(holds) == "yes" for *_, holds in measure(*there)])
         count += len(verdicts[0]) if runs else 0
         assert not np.all(verdicts, 0).any() or not runs, (names, verdicts)
-    assert count == 32
+    assert count == 33
 
 
 def draw_by(draw, *args):
@@ -1880,10 +1924,10 @@ def chunks(items, size):
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-@pytest.mark.parametrize("name", ["logistic", "imp"])
-def test_a_scripts_own_figure_shows_the_arrays(name):
+@pytest.mark.parametrize("name, memory", [("logistic", 1), ("imp", 2)])
+def test_a_scripts_own_figure_shows_the_arrays(name, memory):
     """Of two seeds, with other numbers in every place."""
-    game, random = GAMES[name], np.random.default_rng(0)
+    game, random = games.make_game(name, memory=memory), np.random.default_rng(0)
     config = tiny(name, "lola")
     shapes = jax.eval_shape(lambda: lola.evaluate(jax.random.key(0), game, config))
     results = {key: random.normal(size=(2, 2, *array.shape[1:])) for key, array in shapes.items()}
@@ -1905,6 +1949,56 @@ def test_a_scripts_own_figure_shows_the_arrays(name):
                 np.testing.assert_allclose(line.get_ydata(), values[..., player].mean((1, 2)), rtol=1e-5)
         seen = (1 / (1 + np.exp(-results["policies"][..., seat, :]))).mean((1, 2)).T
         np.testing.assert_allclose(row[4].images[0].get_array()[:, :2], seen, rtol=1e-5)
+        tit_for_tat = [label == "init" or label[-1] == "C" for label in game.labels]
+        np.testing.assert_array_equal(row[4].images[0].get_array()[:, 2], tit_for_tat)
+
+
+def results_of(settings, **arrays):
+    """Results as if they were of a run with this sweep."""
+    return plots.Results(arrays, sweep=np.array(settings), config=dict(game="ipd", lr=2), path="nowhere")
+
+
+def test_what_is_said_and_drawn_of_policies_of_other_kinds():
+    """Each rule at its best setting in self-play; who reciprocates, by three models that fail one of the conditions."""
+    random, runs = np.random.default_rng(0), {}
+    for kind, name in itertools.product(plots.KINDS, plots.RULES):
+        sweep = (0.9, 0.95, 0.99) if name == "meva" else (0.1, 1.0, 2.0)
+        keys = (*plots.RETURNS, "policies")
+        arrays = {key: random.normal(size=(3, 4, 6, 2, *[5] * (key == "policies"))) for key in keys}
+        arrays["self_play"][1] = np.nan  # diverged
+        runs[plots.of_kind(name, kind)] = results_of(sweep, **arrays)
+    panels = draw_by(plots.draw_networks, runs)
+    places = itertools.product(("self_play", "exact_best_response", "versus_naive"), plots.KINDS)
+    for (key, kind), axis in zip(places, panels, strict=True):
+        for line, name in zip(axis.lines, plots.RULES, strict=True):
+            results = runs[plots.of_kind(name, kind)]
+            best = np.argmax([np.nan_to_num(each, nan=-9.0).mean() for each in results["self_play"]])
+            np.testing.assert_allclose(line.get_ydata(), results[key][best, ..., 0].mean(1))
+            if key == "versus_naive" and name != "naive":  # the lowest panels have the labels
+                label = axis.get_xticklabels()[list(plots.RULES).index(name)].get_text()
+                assert label.endswith(f"= {results['sweep'][best]:g}")
+        bars = [collection.get_segments()[0][0, 1] for collection in axis.collections[1::2]]
+        best = [runs[plots.of_kind(name, kind)] for name in plots.RULES]
+        np.testing.assert_allclose(bars, [each[key][plots.best(each), ..., 0].mean() for each in best])
+    rows = [row.strip("| ").split(" | ") for row in plots.table_of_networks(runs).splitlines()]
+    more = sum(plots.best(runs[plots.of_kind("meva", kind)]) == 0 for kind in plots.KINDS)  # beside .95 and .99
+    assert len(rows) == 2 + 3 * (5 + 2) + more
+    row = next(row for row in rows if row[:2] == ["mlp", "MeVa, gamma = 0.99"])
+    values = runs["meva_ipd_mlp"]["versus_naive"][2].mean(1)  # (seed, 2)
+    assert row[5] == " : ".join(f"{x.mean():.3f} ± {x.std(ddof=1) / 2:.3f}" for x in values.T)
+
+    chances = np.array([[0.1, 0.9], [0.1, 0.9], [0.1, 0.9], [0.5, 0.9]])  # after CD and CC, by model
+    policies = np.zeros((1, 4, 6, 2, 5))
+    policies[0, :, :, :, [2, 4]] += np.log(chances / (1 - chances)).T[:, :, None, None]
+    returns = {key: np.zeros((1, 4, 6, 2)) + np.array([-1.1, -9]) for key in ("self_play", "exact_best_response")}
+    returns["self_play"][0, 1, :, 0], returns["exact_best_response"][0, 2, :, 0] = -1.2, -1.4
+    results = results_of((0.99,), policies=policies, **returns)
+    np.testing.assert_allclose(plots.after(results, 0), chances.T)
+    np.testing.assert_array_equal(plots.reciprocal(results, 0), [True, False, False, False])
+
+    probes = {name: results_of((0.95,), **{key: np.full((1, 1, 6, 2), -seed - count / 10) for key in plots.RETURNS})
+              for (count, seed), name in plots.PROBES.items()}  # fmt: skip
+    assert "| 4 | -1.400 ± 0.577 (-0.40, -1.40, -2.40) |" in plots.table_of_probes(probes)
 
 
 # plots.py: the tournament
