@@ -435,7 +435,6 @@ def mirrored(game: Game) -> Game:
         init=lambda key: game.init(key)[::-1],
         features=lambda x: game.features(x[::-1])[::-1],
         payoffs=game.payoffs[::-1],
-        log_odds=lambda x: game.log_odds(x[::-1])[::-1],
     )
 
 

@@ -213,7 +213,7 @@ def test_payoffs_and_discount_make_another_game():
 def simulated_distribution(x, discount, rounds=1000, memory=1):
     """Follow the chain round by round, keeping the last rounds as (own, other) pairs of letters, player 1's first."""
     states, shares = ("DD", "CD", "DC", "CC"), dict.fromkeys(("DD", "CD", "DC", "CC"), 0.0)
-    pasts = ["init", *states] + [f"{older} {newer}" for older in states for newer in states] * (memory == 2)
+    pasts = ["init", *(" ".join(past) for m in range(memory) for past in itertools.product(states, repeat=m + 1))]
     policy = [dict(zip(pasts, 1 / (1 + np.exp(-np.float64(row))), strict=True)) for row in x]
     now = {(): 1.0}
     for round_ in range(rounds):
@@ -332,6 +332,8 @@ def test_two_rounds_of_memory_against_a_simulation():
         for x, discount in zip(2 * np.random.default_rng(0).normal(size=(4, 2, 21)), (0.0, 0.5, 0.9, 0.96)):
             simulated = simulated_distribution(x, discount, memory=2)
             np.testing.assert_allclose(distribution(x, discount), simulated, atol=1e-9)
+            longer = np.concatenate([x, *[x[:, 5:]] * 4], 1)  # the two newer of three rounds
+            np.testing.assert_allclose(distribution(longer, discount), distribution(x, discount), atol=1e-12)
             short = np.concatenate([x[:, :5], *[x[:, 1:5]] * 4], 1)  # the newer round alone
             np.testing.assert_allclose(distribution(short, discount), distribution(x[:, :5], discount), atol=1e-12)
 
