@@ -7,7 +7,6 @@ App. B. Player 1 looks one naive step of its opponent ahead and differentiates t
 
 and player 2 likewise (Eq. 2, but for the player's own imagined step). `--variant` has the relatives of this exact form,
 as `lola_gradient` explains: two Taylor expansions of it, and LookAhead.
-
 Returns here are normalised: on the IPD, alpha = 25 is a step of 1 in code that does not multiply them by 1 - discount.
 
     python lola.py --game ipd          the paper's Fig. 3b: 15 seconds on a 2-core CPU
@@ -121,9 +120,7 @@ def lola_gradient(f, x: jax.Array, alpha, variant: str = "exact") -> jax.Array:
 def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]:
     """Evaluate LOLA from the policies that `key` draws, at every alpha (Figs. 2, 3b). Arrays (sweep, ...)."""
 
-    def field(x, strengths):
-        return lola_gradient(game.f, x, strengths, config.variant)
-
+    field = partial(lola_gradient, game.f, variant=config.variant)
     play = partial(evaluate_game, key, game, field, lr=config.lr, steps=config.eval_steps, pairs=config.eval_pairs)
     return jax.vmap(play)(jnp.array(config.alpha))
 
@@ -232,8 +229,7 @@ def draw(figure, results: dict, game: Game):
             axis.legend()
         show = jax.nn.sigmoid if game.iterated else jnp.vectorize(game.features, signature="(p,n)->(p,m)")
         columns = dict(zip(settings, show(results["policies"])[..., seat, :].mean((1, 2))))
-        if game.iterated:
-            columns["tit-for-tat"] = [label.endswith(("init", "C")) for label in game.labels]
+        columns |= {"tit-for-tat": [label.endswith(("init", "C")) for label in game.labels]} if game.iterated else {}
         last.imshow(np.transpose([*columns.values()]), cmap="YlGn", aspect="auto", alpha=0.7)
         for (j, i), value in np.ndenumerate([*columns.values()]):
             last.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small")

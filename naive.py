@@ -189,8 +189,7 @@ def draw(figure, results: dict, game: Game):
             axis.legend()
         show = jax.nn.sigmoid if game.iterated else jnp.vectorize(game.features, signature="(p,n)->(p,m)")
         columns = dict(zip(settings, show(results["policies"])[..., seat, :].mean((1, 2))))
-        if game.iterated:
-            columns["tit-for-tat"] = [label.endswith(("init", "C")) for label in game.labels]
+        columns |= {"tit-for-tat": [label.endswith(("init", "C")) for label in game.labels]} if game.iterated else {}
         last.imshow(np.transpose([*columns.values()]), cmap="YlGn", aspect="auto", alpha=0.7)
         for (j, i), value in np.ndenumerate([*columns.values()]):
             last.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small")
