@@ -6,7 +6,8 @@ maximised. A batch is a `jax.vmap`; no function here takes a batch axis of its o
 A policy of an iterated game is 5 log-odds of *cooperating* (of the first action, in games without that word) in the
 order `init, DD, CD, DC, CC`. In every label the first letter is one's own action, so tit-for-tat is C, D, D, C, C for
 both players: cooperate at first and wherever the second letter is C. Joint states are `(DD, CD, DC, CC)` as player 1
-sees them: what is CD to player 1 is DC to player 2.
+sees them: what is CD to player 1 is DC to player 2. `make_game` has policies of other kinds, networks or such as see
+two rounds; `log_odds` are what they do, in any case.
 
 Add a game with one entry in `GAMES`: README.md has an example. What becomes of policies in a game is below the games.
 Equations without another source are those of Cooijmans et al., Learning with Learning Awareness using Meta-Values. The
@@ -56,7 +57,8 @@ class Game(NamedTuple):
     extent: float = 10.0  # planar games are surveyed and drawn on [-extent, extent]^2
     payoffs: tuple[tuple[float, ...], ...] = ()  # of an iterated game: each player's, as `joint_payoffs` takes them
     discount: float | None = None  # of an iterated game
-    log_odds: Callable[[jax.Array], jax.Array] | None = None  # of an iterated game: (2, n) -> (2, o), of cooperating
+    log_odds: Callable[[jax.Array], jax.Array] = lambda x: x  # of cooperating, in an iterated game, (2, n) -> (2, o)
+    kind: tuple[str, int, int] = ("tabular", 1, 0)  # of an iterated game's policies: policy, memory, probes
 
     @property
     def planar(self) -> bool:
@@ -304,33 +306,33 @@ def iterated_game(
         alphas=alphas,
         payoffs=(own, other),
         discount=discount,
-        log_odds=lambda x: x,
     )
 
 
 def with_policies(game: Game, policy: str, memory: int, probes: int, seed: int) -> Game:
     """The same iterated game between policies of another kind, which its name then says. `make_game` explains."""
     labels = observations(memory)
+    n, of_player, start = len(labels), lambda own: own, lambda drawn: drawn
+    if policy == "preconditioned":
+        of_player, start = lambda own: own.at[1:].add(-2 * own[0]), lambda drawn: drawn.at[:, 1:].add(2 * drawn[:, :1])
     if policy == "mlp":
         n, of_player = 96 * memory + 33, partial(network_log_odds, memory=memory)
         scale = np.repeat(np.float32([1, 1, 1 / 3, 1 / 3]), [96 * memory, 16, 16, 1])
-    else:
-        n, of_player, scale = len(labels), lambda own: own, 1.0
-        if policy == "preconditioned":
-            of_player = lambda own: own.at[1:].add(-2 * own[0])
+        start = lambda drawn: scale * drawn
     log_odds = jax.vmap(of_player)
     seen = np.sort(np.random.default_rng(seed).permutation(len(labels))[: probes or len(labels)])
-    kinds = ("memory2", memory == 2), (policy, policy != "tabular"), (f"probes{probes}", probes)
+    words = ("memory2", memory == 2), (policy, policy != "tabular"), (f"probes{probes}", probes)
     return game._replace(
-        name="_".join([game.name, *(word for word, is_other in kinds if is_other)]),
+        name="_".join([game.name, *(word for word, is_said in words if is_said)]),
         n=n,
         f=lambda x: iterated_returns(log_odds(x), joint_payoffs(*game.payoffs), game.discount),
-        init=lambda key: scale * jax.random.normal(key, (2, n)),
+        init=lambda key: start(jax.random.normal(key, (2, n))),
         features=lambda x: jax.nn.sigmoid(log_odds(x)[:, seen]),
         labels=labels,
         # A step changes a network's log-odds more; each of two rounds' pasts comes a quarter as often.
         lr=game.lr / 2 if policy == "mlp" else game.lr * 4 ** (memory - 1),
         log_odds=log_odds,
+        kind=(policy, memory, probes),
     )
 
 
@@ -351,8 +353,8 @@ def make_game(
         or player 1's four and then player 2's four. Without them, those of the game.
       discount: in [0, 0.999], or None for that of the game.
       policy: what parameters make of the log-odds z of cooperating after each observation: `tabular`, z = x;
-        `preconditioned`, z_0 = x_0 and z_k = x_k - 2 x_0 elsewhere (Zhao et al., 2022, to test invariance); `mlp`, the
-        network of `network_log_odds`.
+        `preconditioned`, z_0 = x_0 and z_k = x_k - 2 x_0 elsewhere (Zhao et al., 2022, to test invariance: z starts
+        as in tabular policies); `mlp`, the network of `network_log_odds`.
       memory: how many rounds policies see, 1 or 2.
       probes: how many observations models see the probabilities of, drawn by `seed`; 0 is all of them.
 
@@ -362,7 +364,8 @@ def make_game(
     if not isinstance(game, Game) and game not in GAMES:
         raise ValueError(f"game: takes one of {', '.join(sorted(GAMES))} or a Game, not {game}")
     game = game if isinstance(game, Game) else GAMES[game]
-    payoffs, other_policies = tuple(payoffs), (policy, memory, probes) != ("tabular", 1, 0)
+    payoffs, plain = tuple(payoffs), ("tabular", 1, 0)
+    other_policies = (policy, memory, probes) not in (plain, game.kind)
     given = dict(payoffs=payoffs, discount=discount is not None)
     given |= dict(policy=policy != "tabular", memory=memory != 1, probes=probes)
     if any(given.values()) and not game.iterated:
@@ -377,6 +380,8 @@ def make_game(
         raise ValueError(f"policy: takes tabular, mlp or preconditioned, not {policy}")
     if memory not in (1, 2):
         raise ValueError(f"memory: takes 1 or 2, not {memory}")
+    if game.kind != plain and (payoffs or discount is not None or other_policies):
+        raise ValueError(f"game: takes one whose policies are tabular and see one round to change, not {game.name}")
     if not 0 <= probes <= len(observations(memory)):
         raise ValueError(f"probes: takes numbers from 0 to {len(observations(memory))}, not {probes}")
     if payoffs or discount is not None:
@@ -384,10 +389,9 @@ def make_game(
         own, other = (payoffs[:4], payoffs[4:] or payoffs) if payoffs else game.payoffs
         words = ["payoffs", *(str(payoff).removesuffix(".0") for payoff in payoffs)] if payoffs else [game.name]
         words += ["discount", str(discount)] if discount != game.discount else []
-        log_odds = game.log_odds
         game = game._replace(
             name="_".join(words),
-            f=lambda x: iterated_returns(log_odds(x), joint_payoffs(own, other), discount),
+            f=lambda x: iterated_returns(x, joint_payoffs(own, other), discount),
             symmetric=own == other,
             payoffs=(own, other),
             discount=discount,
@@ -457,24 +461,28 @@ def exact_best_response(game: Game, x: jax.Array, agent: int) -> jax.Array:
     both players' log-odds after each observation, (2, o): a network need not be able to play them.
     """
     z, other = game.log_odds(jnp.asarray(x)), 1 - agent
+    wide = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     pasts = [past.replace("init", "").split() for past in game.labels]
     memory = len(pasts[-1])
     # By the responder's observation, its own action (D, C) and the agent's: the next observation.
     names = [[[" ".join([*past, own + its][-memory:]) for its in "DC"] for own in "DC"] for past in pasts]
     arrives = np.array(game.labels) == np.array(names)[..., None]  # (o, 2, 2, o)
-    chance = jax.nn.sigmoid(z[agent])[seen_by_the_other(memory)]
+    chance = jax.nn.sigmoid(wide[agent])[seen_by_the_other(memory)]
     chance = jnp.stack([1 - chance, chance], 1)[:, None]  # (o, 1, 2), of the agent's action
     transition = (chance[..., None] * arrives).sum(2)  # (o, 2, o)
-    cc, cd, dc, dd = game.payoffs[other]
-    reward = (1 - game.discount) * (chance * jnp.array([[dd, dc], [cd, cc]], z.dtype)).sum(2)  # (o, 2)
+    cc, cd, dc, dd = np.array(game.payoffs[other]) - np.mean(game.payoffs[other])  # for less rounding
+    reward = (1 - game.discount) * (chance * jnp.array([[dd, dc], [cd, cc]], wide.dtype)).sum(2)  # (o, 2)
 
-    def improve(_, response):  # (o,), 1 where it cooperates
+    def improve(_, carry):
+        response, best, most = carry  # (o,), 1 where it cooperates; the best one so far, and its return
         here = np.arange(len(response)), response
-        a = jnp.eye(len(response), dtype=z.dtype) - game.discount * transition[here]
-        value = eliminate(a, reward[here])  # (o,)
-        return (reward + game.discount * (transition * value).sum(2)).argmax(1)
+        value = eliminate(jnp.eye(len(pasts), dtype=wide.dtype) - game.discount * transition[here], reward[here])
+        best, most = jnp.where(value[0] > most, response, best), jnp.maximum(value[0], most)
+        return (reward + game.discount * (transition * value).sum(2)).argmax(1), best, most
 
-    response = jax.lax.fori_loop(0, 20, improve, jnp.zeros(len(pasts), int))  # it stops to change after a few
+    # A few steps do. By rounding they may end in a cycle, whose best policy counts.
+    start = jnp.zeros(len(pasts), int)
+    response = jax.lax.fori_loop(0, 20, improve, (start, start, jnp.full((), -jnp.inf, wide.dtype)))[1]
     return z.at[other].set(jnp.where(response, 30, -30))
 
 
@@ -533,14 +541,13 @@ def evaluate_game(
 
         (x, *beside_naive), (path, *_) = jax.vmap(play)(agents)  # by who is an agent: one program
         beside_opponent = jax.vmap(partial(play, other=opponent))(agents[1:])[0] if opponent else []
-        show = game.log_odds if game.iterated else lambda x: x
-        results = {"self_play": game.f(x), "policies": show(x)}
+        results = {"self_play": game.f(x), "policies": game.log_odds(x)}
         for agent, shaped in enumerate(beside_naive):
             ends = {"versus_naive": shaped, "best_response": best_response(game, x, agent, fresh, lr, steps)}
             if opponent:
                 ends["versus_opponent"] = beside_opponent[agent]
             seat, agent_first = "_2" * agent, jnp.array([agent, 1 - agent])
-            ends = {name: (game.f(end)[agent_first], show(end)[agent_first]) for name, end in ends.items()}
+            ends = {name: (game.f(end)[agent_first], game.log_odds(end)[agent_first]) for name, end in ends.items()}
             if game.iterated:
                 tables = exact_best_response(game, x, agent)
                 returns = iterated_returns(tables, joint_payoffs(*game.payoffs), game.discount)

@@ -230,8 +230,8 @@ def load(path: pathlib.Path, run: Run) -> Results:
             game = game_of(run.settings | {"game": run.game})
             arrays = {name: file[name] for name in file.files if name.removesuffix("_2") in SHAPES}
             rest = {name: file[name] for name in file.files if name.startswith("params/") or name == "names"}
-        if config["game"] != run.game:
-            raise ValueError(f"it is one on {config['game']}")
+        if config["game"] != run.game or run.script != "plots" and game_of(config).name != game.name:
+            raise ValueError(f"it is one on {game_of(config).name}")
         sizes = dict(n=len(game.labels), A=rest.get("names", np.empty(0)).size)
         if run.script != "plots":
             sizes |= dict(S=arrays["sweep"].size, N=config["num_seeds"], T=config["eval_steps"] + 1)

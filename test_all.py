@@ -253,8 +253,11 @@ def test_policies_of_other_kinds_are_what_they_should_be():
         np.testing.assert_allclose(game.f(x), GAMES["ipd"].f(jnp.array(expected)), rtol=1e-4, atol=1e-4)
         np.testing.assert_array_equal(game.features(x)[1], game.features(put(x, 0, 0 * x[0]))[1])  # its player's alone
         starts = np.asarray(random_policies(game, 2000))
-        stds = [1] if policy != "mlp" else np.repeat([1, 1 / 3], [112, 17])
-        np.testing.assert_allclose(starts.std((0, 1)), np.broadcast_to(stds, n), rtol=0.06)
+        if policy == "mlp":
+            np.testing.assert_allclose(starts.std((0, 1)), np.repeat([1, 1 / 3], [112, 17]), rtol=0.06)
+        else:  # the very same policies
+            expected = random_policies(GAMES["ipd"], 2000)
+            np.testing.assert_allclose(jax.vmap(game.log_odds)(starts), expected, atol=1e-5)
     # What a unit of the network sees of two rounds: the older one's own action first.
     game = make(policy="mlp", memory=2)
     x = np.zeros((2, game.n), np.float32)
@@ -276,10 +279,12 @@ def test_policies_of_other_kinds_are_what_they_should_be():
     network = make((0, -1, 1, -100), 0.5, "mlp")
     x = network.init(jax.random.key(0))
     np.testing.assert_allclose(network.f(x), make((0, -1, 1, -100), 0.5).f(network.log_odds(x)), rtol=1e-5)
-    np.testing.assert_allclose(games.make_game(network, discount=0.5).f(x), network.f(x), rtol=1e-5)
+    assert games.make_game(network).f is network.f and games.make_game(network, policy="mlp").f is network.f
     for settings, said in (
         (dict(game="logistic", policy="mlp"), "policy: takes an iterated --game .*, not logistic"),
         (dict(policy="cnn"), "policy: takes tabular, mlp or preconditioned"),
+        (dict(game=network, discount=0.7), "game: takes one whose policies are tabular .* to change, not payoffs_0.*_mlp"),
+        (dict(game=make(policy="preconditioned"), memory=2), "game: takes one whose policies are tabular"),
         (dict(memory=3), "memory: takes 1 or 2, not 3"),
         (dict(game="tandem", probes=1), "probes: takes an iterated --game"),
         (dict(memory=1, probes=6), "probes: takes numbers from 0 to 5, not 6"),
@@ -436,9 +441,17 @@ def test_best_responses_against_value_iteration():
     gain = returns(exact)[:, 1] - returns(learned)[:, 1]
     assert gain.min() > -1e-4 and gain.max() < 0.02, gain
 
+    # Long games, in which rounding makes policy iteration go round in circles; payoffs that are much alike.
+    sure = jnp.array(list(itertools.product((C, D), repeat=5)))  # all deterministic policies that see one round
+    for settings in (dict(discount=0.999), dict(payoffs=(1000, 998, 1001, 999), discount=0.99)):
+        long, policies = games.make_game("ipd", **settings), 2 * random_policies(GAMES["ipd"], 1000)
+        policies = policies.at[0, 0].set(jnp.array([1.65509, -0.911662, -0.993471, 1.752711, 0.751890]))
+        gets = jax.jit(jax.vmap(long.f))(jax.jit(jax.vmap(lambda x: games.exact_best_response(long, x, 0)))(policies))
+        best = jax.jit(jax.vmap(lambda x: jax.vmap(lambda y: long.f(x.at[1].set(y)))(sure)[:, 1].max()))(policies)
+        np.testing.assert_allclose(gets[:, 1], best, rtol=1e-6, atol=1e-3 * np.ptp(long.payoffs))
+
     wide = games.make_game("ipd", memory=2)
     longer = lambda x: jnp.concatenate([x[..., :5], *[x[..., 1:5]] * 4], -1)  # the same policy, seeing two rounds
-    sure = jnp.array(list(itertools.product((C, D), repeat=5)))  # all deterministic ones that see one round
     respond = jax.jit(jax.vmap(lambda x: games.exact_best_response(wide, x, 0)))
     searched = jax.jit(jax.vmap(lambda x: jax.vmap(lambda y: wide.f(x.at[1].set(y)))(longer(sure))[:, 1].max()))
     xs_2, returns_2 = 2 * random_policies(wide, 16), jax.jit(jax.vmap(wide.f))
@@ -447,6 +460,10 @@ def test_best_responses_against_value_iteration():
     short = best - searched(xs_2)
     assert short.min() > -1e-5 and short.max() > 0.1
     np.testing.assert_allclose(returns_2(respond(longer(xs)))[:, 1], returns(exact)[:, 1], atol=1e-4)
+    uneven = games.make_game("bach_or_stravinsky", memory=2)  # and player 1 responds
+    got = jax.jit(jax.vmap(lambda x: uneven.f(games.exact_best_response(uneven, x, 1))))(xs_2)[:, 0]
+    rewards = {"DD": 2, "CD": 0, "DC": 0, "CC": 3}
+    np.testing.assert_allclose(got, [best_response_value(x[1], rewards) for x in xs_2], atol=1e-4)
 
 
 @slow
@@ -1810,12 +1827,21 @@ def test_every_command_makes_the_run_that_it_is_for(name, tmp_path):
     script, *words = plots.command(name, tmp_path).split()[1:]
     config, _, args = SCRIPTS[script.removesuffix(".py")].parse(words)
     assert args.results == (path := plots.paths_of(name, tmp_path)[0])
-    for change in ({}, *({key: 77} for key in vars(config) if key not in ("game", "outer_steps"))):
+    of_the_game = {"payoffs": (4, 0, 3, 1), "discount": 0.5, "policy": "mlp", "memory": 2, "probes": 3}
+    if not GAMES[config.game].iterated:
+        of_the_game = dict.fromkeys(of_the_game)
+    for key in (None, *(key for key in vars(config) if key not in ("game", "outer_steps"))):
+        change = {key: of_the_game.get(key, 77)} if key else {}
         np.savez(path, config=json.dumps({"outer_steps": 3} | vars(config) | change), sweep=np.zeros(3))
-        assert (name in plots.find([name], tmp_path, exactly=True)[0]) == (not change)
-    old = {key: value for key, value in vars(config).items() if key != "policy"}  # made before there was a choice
+        if key in of_the_game and vars(config)[key] != change[key]:
+            with pytest.raises(plots.Broken):
+                plots.find([name], tmp_path)
+        else:
+            same = vars(config) == vars(config) | change
+            assert (name in plots.find([name], tmp_path, exactly=True)[0]) == same, key
+    old = {key: value for key, value in vars(config).items() if key != "memory"}  # made before there was a choice
     np.savez(path, config=json.dumps(old), sweep=np.zeros(3))
-    assert (name in plots.find([name], tmp_path, exactly=True)[0]) == (config.policy == "tabular")
+    assert config.memory == 2 or name in plots.find([name], tmp_path, exactly=True)[0]
 
 
 BAD_RUNS = {  # of a run of LOLA on the IPD: what becomes of its bytes, its configuration or its arrays
