@@ -283,7 +283,7 @@ def test_policies_of_other_kinds_are_what_they_should_be():
     for settings, said in (
         (dict(game="logistic", policy="mlp"), "policy: takes an iterated --game .*, not logistic"),
         (dict(policy="cnn"), "policy: takes tabular, mlp or preconditioned"),
-        (dict(game=network, discount=0.7), "game: takes one whose policies are tabular .* to change, not payoffs_0.*_mlp"),
+        (dict(game=network, discount=0.7), "game: takes one whose policies are tabular .*, not payoffs_0.*_mlp"),
         (dict(game=make(policy="preconditioned"), memory=2), "game: takes one whose policies are tabular"),
         (dict(memory=3), "memory: takes 1 or 2, not 3"),
         (dict(game="tandem", probes=1), "probes: takes an iterated --game"),
@@ -1270,8 +1270,8 @@ def test_every_script_runs_on_every_game(script, game, once):
 
 
 NETWORK = dict(policy="mlp", memory=2)
-OTHER_POLICIES = [("meva", dict(policy="mlp", probes=3), "ipd_mlp_probes3"),
-                  ("lola", dict(policy="preconditioned"), "ipd_preconditioned"),
+OTHER_POLICIES = [("lola", dict(policy="preconditioned"), "ipd_preconditioned"),
+                  pytest.param("meva", NETWORK | dict(probes=3), "ipd_memory2_mlp_probes3", marks=slow),
                   *(pytest.param(script, NETWORK, "ipd_memory2_mlp", marks=slow) for script in SCRIPTS)]  # fmt: skip
 
 
@@ -1372,6 +1372,9 @@ def test_every_setting_is_read(script):
         seen = played.features(jnp.zeros((2, played.n))).shape[1]
         expected = {"policy": (129, 5), "memory": (21, 21), "probes": (5, 3)}.get(name, (5, 5))
         assert (played.n, seen) == expected, name
+        if script in TRAINED and name in of_the_game:
+            model = jax.tree.leaves(jax.eval_shape(lambda: module.model_init(key, played, config).embed["first"]["w"]))
+            assert model[0].shape[0] == seen + 1  # and gamma or alpha
 
 
 def test_other_payoffs_are_played_and_name_the_files(tmp_path, once):
