@@ -470,19 +470,17 @@ def exact_best_response(game: Game, x: jax.Array, agent: int) -> jax.Array:
     chance = jax.nn.sigmoid(wide[agent])[seen_by_the_other(memory)]
     chance = jnp.stack([1 - chance, chance], 1)[:, None]  # (o, 1, 2), of the agent's action
     transition = (chance[..., None] * arrives).sum(2)  # (o, 2, o)
-    cc, cd, dc, dd = np.array(game.payoffs[other]) - np.mean(game.payoffs[other])  # for less rounding
+    cc, cd, dc, dd = game.payoffs[other]
     reward = (1 - game.discount) * (chance * jnp.array([[dd, dc], [cd, cc]], wide.dtype)).sum(2)  # (o, 2)
 
-    def improve(_, carry):
-        response, best, most = carry  # (o,), 1 where it cooperates; the best one so far, and its return
+    def improve(_, response):  # (o,), 1 where it cooperates
         here = np.arange(len(response)), response
-        value = eliminate(jnp.eye(len(pasts), dtype=wide.dtype) - game.discount * transition[here], reward[here])
-        best, most = jnp.where(value[0] > most, response, best), jnp.maximum(value[0], most)
-        return (reward + game.discount * (transition * value).sum(2)).argmax(1), best, most
+        a = jnp.eye(len(pasts), dtype=wide.dtype) - game.discount * transition[here]
+        # Once more without what all states have in common: in long games rounding would decide.
+        value = eliminate(a, reward[here] - (1 - game.discount) * eliminate(a, reward[here])[0])
+        return (reward + game.discount * (transition * value).sum(2)).argmax(1)
 
-    # A few steps do. By rounding they may end in a cycle, whose best policy counts.
-    start = jnp.zeros(len(pasts), int)
-    response = jax.lax.fori_loop(0, 20, improve, (start, start, jnp.full((), -jnp.inf, wide.dtype)))[1]
+    response = jax.lax.fori_loop(0, 20, improve, jnp.zeros(len(pasts), int))  # a few do, but for ties
     return z.at[other].set(jnp.where(response, 30, -30))
 
 

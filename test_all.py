@@ -442,13 +442,16 @@ def test_best_responses_against_value_iteration():
     assert gain.min() > -1e-4 and gain.max() < 0.02, gain
 
     # Long games, in which rounding makes policy iteration go round in circles; payoffs that are much alike.
-    sure = jnp.array(list(itertools.product((C, D), repeat=5)))  # all deterministic policies that see one round
-    for settings in (dict(discount=0.999), dict(payoffs=(1000, 998, 1001, 999), discount=0.99)):
-        long, policies = games.make_game("ipd", **settings), 2 * random_policies(GAMES["ipd"], 1000)
+    sure = np.array(list(itertools.product((C, D), repeat=5)))  # all deterministic policies that see one round
+    alike = dict(payoffs=(1000, 998, 1001, 999), discount=0.99)
+    for settings in (dict(discount=0.999), dict(game="chicken", discount=0.999), alike):
+        long, policies = games.make_game(**settings), 2 * random_policies(GAMES["ipd"], 1000)
         policies = policies.at[0, 0].set(jnp.array([1.65509, -0.911662, -0.993471, 1.752711, 0.751890]))
-        gets = jax.jit(jax.vmap(long.f))(jax.jit(jax.vmap(lambda x: games.exact_best_response(long, x, 0)))(policies))
-        best = jax.jit(jax.vmap(lambda x: jax.vmap(lambda y: long.f(x.at[1].set(y)))(sure)[:, 1].max()))(policies)
-        np.testing.assert_allclose(gets[:, 1], best, rtol=1e-6, atol=1e-3 * np.ptp(long.payoffs))
+        ends = jax.jit(jax.vmap(lambda x: games.exact_best_response(long, x, 0)))(policies)
+        with jax.enable_x64(True):
+            search = jax.vmap(lambda x: jax.vmap(lambda y: long.f(x.at[1].set(y)))(jnp.asarray(sure))[:, 1].max())
+            lost = jax.jit(search)(np.float64(policies)) - jax.jit(jax.vmap(long.f))(np.float64(ends))[:, 1]
+        assert -1e-9 < lost.min() and lost.max() < 1e-6 * np.ptp(long.payoffs), (settings, lost.max())
 
     wide = games.make_game("ipd", memory=2)
     longer = lambda x: jnp.concatenate([x[..., :5], *[x[..., 1:5]] * 4], -1)  # the same policy, seeing two rounds
