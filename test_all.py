@@ -450,7 +450,8 @@ def test_best_responses_against_value_iteration():
         ends = jax.jit(jax.vmap(lambda x: games.exact_best_response(long, x, 0)))(policies)
         with jax.enable_x64(True):
             search = jax.vmap(lambda x: jax.vmap(lambda y: long.f(x.at[1].set(y)))(jnp.asarray(sure))[:, 1].max())
-            lost = jax.jit(search)(np.float64(policies)) - jax.jit(jax.vmap(long.f))(np.float64(ends))[:, 1]
+            best, got = jax.jit(search)(np.float64(policies)), jax.jit(jax.vmap(long.f))(np.float64(ends))[:, 1]
+            lost = np.asarray(best - got)
         assert -1e-9 < lost.min() and lost.max() < 1e-6 * np.ptp(long.payoffs), (settings, lost.max())
 
     wide = games.make_game("ipd", memory=2)
