@@ -113,7 +113,7 @@ RULES = {  # on the IPD between policies of each kind: the name of the run but f
 for kind in KINDS:
     policies, step = dict(policy=kind), game_of(dict(game="ipd", policy=kind)).lr
     made = dict(naive={}, hola=dict(order=2), cola=dict(num_seeds=4), meva=EIGHT) if kind != "tabular" else {}
-    made |= dict(grid=GRID, small=GRID | dict(lr=step / 10, eval_steps=5000))
+    made |= dict(grid=GRID, small=GRID | dict(lr=step / 10, eval_steps=5000, eval_pairs=64))
     scripts = dict(grid="lola", small="lola")
     for name, settings in made.items():
         RUNS[of_kind(name, kind)] = Run(scripts.get(name, name), "ipd", policies | settings)
