@@ -1092,7 +1092,7 @@ def test_training_reaches_the_meta_value_of_a_quadratic_game_of_ones_own(form):
 # Whoever copies: dtypes, lists, games of one's own
 
 
-@pytest.mark.parametrize("name", GAMES)
+@pytest.mark.parametrize("name", [name if name in KINDS else pytest.param(name, marks=slow) for name in GAMES])
 def test_public_functions_keep_the_dtype_of_x(name):
     """With jax_enable_x64 on as well as off; bfloat16 on iterated games. Models on one game of each kind."""
     game, both = GAMES[name], [0.5, 1.0]
@@ -1121,6 +1121,7 @@ def test_public_functions_keep_the_dtype_of_x(name):
         assert {leaf.dtype for leaf in jax.tree.leaves(out)} == {jnp.dtype(dtype)}, (function_name, out, dtype, wide)
 
 
+@slow
 def test_numpy_policies_and_lists_will_do():
     game, x = GAMES["ipd"], np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
     (params, config), (g, _) = make_model(eval_gammas=[0.0, 0.9]), make_cola("ipd")
@@ -1140,7 +1141,7 @@ def test_numpy_policies_and_lists_will_do():
     np.testing.assert_allclose(game.f(single).astype(jnp.float32), game.f(x), atol=0.1)
 
 
-@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("wide", [False, pytest.param(True, marks=slow)])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_game_of_ones_own_is_trained_and_evaluated(script, wide):
     """One that is not in GAMES, lopsided and with two parameters each; the shapes and dtypes of all that comes out."""
@@ -1232,7 +1233,7 @@ def assert_same_arrays(one, two):
 
 
 RUNS = list(itertools.product(SCRIPTS, GAMES))
-SLOW_KINDS = [(script, "matching_pennies") for script in MODELS] + [("maml", "imp"), ("cola", "imp")]
+SLOW_KINDS = [(script, "matching_pennies") for script in MODELS] + [("maml", "imp"), ("cola", "imp"), ("hola", "imp")]
 QUICK_RUNS = [(script, game) for script, game in RUNS if game in KINDS and (script, game) not in SLOW_KINDS]
 SLOW_RUNS = [pytest.param(*run, marks=slow) for run in RUNS if run not in QUICK_RUNS]
 
@@ -1829,7 +1830,7 @@ def test_the_report_in_results_paper_is_current_and_every_figure_is_drawn(tmp_pa
 COMMANDS = [name for name, run in plots.RUNS.items() if run.script != "plots" and not name.startswith("games/")]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=slow) if "probes" in name else name for name in COMMANDS])
 def test_every_command_makes_the_run_that_it_is_for(name, tmp_path):
     script, *words = plots.command(name, tmp_path).split()[1:]
     config, _, args = SCRIPTS[script.removesuffix(".py")].parse(words)
