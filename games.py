@@ -167,11 +167,13 @@ def seen_by_the_other(memory: int) -> np.ndarray:
     return np.concatenate([indices + (4**rounds - 1) // 3 for rounds, indices in enumerate(by_rounds)])
 
 
+@jax.jit
 def eliminate(a: jax.Array, b: jax.Array) -> jax.Array:
     """Solve a y = b for y by Gauss-Jordan elimination, (s, s), (s,) -> (s,).
 
     Unrolled, it fuses into few loops over a batch, where jnp.linalg.solve is a library call for each system. There is
-    no pivoting: `a` must be diagonally dominant by rows or by columns.
+    no pivoting: `a` must be diagonally dominant by rows or by columns. Under `jit` it is traced once, and not again in
+    each of the many derivatives that look-ahead takes.
     """
     for i in range(len(b)):
         ratio = jnp.where(np.arange(len(b)) == i, 0, a[:, i] / a[i, i])

@@ -66,8 +66,8 @@ class Config:
     game: str = "ipd"  # the game
     payoffs: Annotated[tuple[float, ...], -1e6, 1e6] = ()  # other ones, CC CD DC DD, own action first, for both or each
     discount: Annotated[float | None, 0.0, 0.999] = None  # another one of an iterated game
-    policy: Annotated[str, "tabular", "mlp", "preconditioned"] = "tabular"  # x in iterated games, of an lr of its own
-    memory: Annotated[int, 1, 2] = 1  # rounds that policies of iterated games see, with an lr of its own
+    policy: Annotated[str, "tabular", "mlp", "preconditioned"] = "tabular"  # what has parameters x, see games.py
+    memory: Annotated[int, 1, 2] = 1  # rounds that policies see in iterated games; the default of lr depends on both
     probes: Annotated[int, 0, 21] = 0  # how many observations the models see, the same for all, drawn by --seed; 0: all
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
     num_seeds: Few = 1  # number of seeds, each a model of its own: seed, seed + 1, ...
@@ -695,7 +695,7 @@ def parse(argv, **switches):
     parser = ArgumentParser(f"{NAME}.py", description=__doc__, **layout)
     parser.add_argument("--game", default="ipd", choices=sorted(GAMES), help="the game (default: ipd)")
     parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in minutes")
-    known = parser.parse_known_args(argv)[0]  # the defaults that --help shows are those of these two
+    known = parser.parse_known_args(argv)[0]  # --help shows the defaults that go with these two
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")
     for name, settings in switches.items():

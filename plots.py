@@ -110,13 +110,20 @@ RULES = {  # on the IPD between policies of each kind: the name of the run but f
     "cola": "COLA",
     "meva": "MeVa",
 }
-for kind in KINDS:
-    policies, step = dict(policy=kind), game_of(dict(game="ipd", policy=kind)).lr
-    made = dict(naive={}, hola=dict(order=2), cola=dict(num_seeds=4), meva=EIGHT) if kind != "tabular" else {}
+
+
+def runs_of_kind(kind: str) -> dict[str, Run]:
+    """Those of `RULES` between policies of this kind; tables have some of them above."""
+    step, tables = game_of(dict(game="ipd", policy=kind)).lr, kind == "tabular"
+    made = {} if tables else dict(naive={}, hola=dict(order=2), cola=dict(num_seeds=4), meva=EIGHT)
     made |= dict(grid=GRID, small=GRID | dict(lr=step / 10, eval_steps=5000, eval_pairs=64))
     scripts = dict(grid="lola", small="lola")
-    for name, settings in made.items():
-        RUNS[of_kind(name, kind)] = Run(scripts.get(name, name), "ipd", policies | settings)
+    return {of_kind(name, kind): Run(scripts.get(name, name), "ipd", dict(policy=kind) | settings)
+            for name, settings in made.items()}  # fmt: skip
+
+
+for kind in KINDS:
+    RUNS |= runs_of_kind(kind)
 PROBES = {(count, seed): f"probes{count}_{seed}_ipd" for count in (1, 2, 4, 8, 21) for seed in range(3)}
 for (count, seed), name in PROBES.items():
     RUNS[name] = Run("meva", "ipd", dict(memory=2, probes=count, seed=seed, eval_gammas=(0.95,)), quick=True)
@@ -436,7 +443,8 @@ def draw_networks(figure: Figure, runs: dict):
             axis.set(title=f"{kind}: {heading}", ylim=(-3.05, -0.4))
             axis.set_xticks(range(len(labels)), labels, rotation=60)
             axis.label_outer()
-        axes[1].set_ylabel("agent's expected return per round" if kind == KINDS[0] else "")
+        if kind == KINDS[0]:
+            axes[1].set_ylabel("agent's expected return per round")
 
 
 def draw_basins(figure: Figure, runs: dict):
@@ -839,14 +847,15 @@ def looking_farther(lola, meva):
 @claims("naive_two_hills", "lola_two_hills", "hola_two_hills", "cola_two_hills", "meva_two_hills", "short_two_hills")
 def a_single_objective(*runs):
     *others, meva, short = [results["basin_fraction"] for results in runs]  # (S, seed) each
-    above = [results["sweep"] > 0.9 + 1e-6 for results in runs[-2:]]
+    gammas = runs[-1]["sweep"]  # of both
+    above = gammas > 0.9 + 1e-6
     names = "naive", "LOLA", "HOLA(2)", "COLA"
     words = [f"{name} at best {spread(share[share.mean(1).argmax()])}" for name, share in zip(names, others)]
-    those = (("MeVa", meva), ("with a fifth of the step size", short))
-    words += [f"{name} {series(runs[-1]['sweep'][high], share[high])}" for (name, share), high in zip(those, above)]
+    words += [f"MeVa {series(gammas[above], meva[above])}"]
+    words += [f"with a fifth of the step size {series(gammas[above], short[above])}"]
     criterion = "on two hills all of the grid ends in the quadrant of the higher top, in every model at every gamma "
     criterion += "above .9, with long and with short steps"
-    holds = np.concatenate([meva[above[0]], short[above[1]]]) == 1
+    holds = np.concatenate([meva[above], short[above]]) == 1
     yield "7", "readily applies to problems with a single objective", criterion, ", ".join(words), holds
 
 
@@ -1231,17 +1240,20 @@ def table_of_returns(runs: dict[str, Results]) -> str:
     return table(("", "", "self-play", *others), rows)
 
 
-def reciprocal(results: Results, i: int) -> np.ndarray:
-    """Which models of the IPD reciprocate at the i-th setting, (seed,): they get more than -1.15 with their like, are
-    left more than -1.35 by an exact best response, and cooperate after CD less than half as often as after CC."""
-    chances = after(results, i)
-    own, left = (results[key][i, ..., 0].mean(1) for key in ("self_play", "exact_best_response"))
-    return (own > -1.15) & (left > -1.35) & (chances[0] < chances[1] / 2)
-
-
-def after(results: Results, i: int) -> np.ndarray:
+def cooperation_after(results: Results, i: int) -> np.ndarray:
     """How likely players of the IPD are to cooperate after CD and after CC, one's own action first, (2, seed)."""
     return (1 / (1 + np.exp(-results["policies"][i].astype(float)))).mean((1, 2))[:, [2, 4]].T
+
+
+def reciprocal(results: Results, i: int) -> np.ndarray:
+    """Which models of the IPD reciprocate at the i-th setting, (seed,).
+
+    They get more than -1.15 with their like, are left more than -1.35 by an exact best response, and cooperate after CD
+    less than half as often as after CC.
+    """
+    after_cd, after_cc = cooperation_after(results, i)
+    own, left = (results[key][i, ..., 0].mean(1) for key in ("self_play", "exact_best_response"))
+    return (own > -1.15) & (left > -1.35) & (after_cd < after_cc / 2)
 
 
 def table_of_networks(runs: dict[str, Results]) -> str:
@@ -1254,7 +1266,7 @@ def table_of_networks(runs: dict[str, Results]) -> str:
             for i in dict.fromkeys(settings):
                 own, *others = [pair(results[key][i].mean(1).T) for key in ("self_play", *RETURNS[1:])]
                 setting = f", {'gamma' if name == 'meva' else 'alpha'} = {results['sweep'][i]:g}" * (name != "naive")
-                chances = " and ".join(map(spread, after(results, i)))
+                chances = " and ".join(map(spread, cooperation_after(results, i)))
                 count = f"{reciprocal(results, i).sum()} of {len(results['self_play'][i])}"
                 rows.append((kind, label + setting, own.split(" : ")[0], *others, chances, count))
     heading = ("policies", "", "self-play", "agent : best response", "agent : exact best response",

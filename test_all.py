@@ -1921,22 +1921,24 @@ def draw_by(draw, *args):
 
 def test_the_papers_figures_show_the_arrays():
     """Who is drawn where: 2a's paths and ends, 2b's basins, and in Fig. 3 the agent, the other and their errors."""
-    runs, _, missing = plots.find((*plots.ROWS, "meva_ipd", "lola_ipd"), ROOT)
+    runs, _, missing = plots.find((*plots.ROWS, *plots.HILL_ROWS, "meva_ipd", "lola_ipd"), ROOT)
     assert not missing
     for results in runs.values():  # anywhere, so that every quadrant and every time counts
         for key in {"endpoints", "trajectories"} & results.keys():
             results[key] = np.random.default_rng(0).normal(size=results[key].shape)
-    panels = zip(*(draw_by(partial(plots.draw_fig2, basins=basins), runs) for basins in (True, False)))
-    for (name, settings), row in zip(plots.ROWS.items(), chunks(panels, 4)):
-        for setting, (basins, paths) in zip(settings, row):
-            i = np.abs(runs[name]["sweep"] - setting).argmin()
-            ends = runs[name]["endpoints"][i]  # (seed, 29, 29, 2)
-            in_b = np.mean([(seed[..., 0] > 0) & (seed[..., 1] > 0) for seed in ends], 0)
-            np.testing.assert_array_equal(basins.images[0].get_array(), in_b)
-            assert basins.images[0].origin == "lower"  # x_2 upwards
-            lines = [line.get_xydata() for line in paths.lines]
-            np.testing.assert_allclose(lines[::2], runs[name]["trajectories"][i, 0])
-            np.testing.assert_allclose(np.concatenate(lines[1::2]), runs[name]["trajectories"][i, 0][:, -1])
+    for rows in (plots.ROWS, plots.HILL_ROWS):
+        panels = zip(*(draw_by(partial(plots.draw_fig2, basins=basins, rows=rows), runs) for basins in (True, False)))
+        for (name, settings), row in zip(rows.items(), chunks(panels, 4), strict=True):
+            for setting, (basins, paths) in zip(settings, row):
+                i = np.abs(runs[name]["sweep"] - setting).argmin()
+                ends = runs[name]["endpoints"][i]  # (seed, 29, 29, 2)
+                in_b = np.mean([(seed[..., 0] > 0) & (seed[..., 1] > 0) for seed in ends], 0)
+                np.testing.assert_array_equal(basins.images[0].get_array(), in_b)
+                assert basins.images[0].origin == "lower"  # x_2 upwards
+                assert ("lr = 1" in basins.get_title()) == ("lr = 1" in paths.get_title()) == (name[:5] == "short")
+                lines = [line.get_xydata() for line in paths.lines]
+                np.testing.assert_allclose(lines[::2], runs[name]["trajectories"][i, 0])
+                np.testing.assert_allclose(np.concatenate(lines[1::2]), runs[name]["trajectories"][i, 0][:, -1])
     axes = iter(draw_by(plots.draw_fig3, runs))
     for name, chosen in (("meva_ipd", 0.99), ("lola_ipd", 10)):
         for key in ("self_play", "best_response", "versus_naive"):
@@ -2029,7 +2031,7 @@ def test_what_is_said_and_drawn_of_policies_of_other_kinds():
     returns = {key: np.zeros((1, 4, 6, 2)) + np.array([-1.1, -9]) for key in ("self_play", "exact_best_response")}
     returns["self_play"][0, 1, :, 0], returns["exact_best_response"][0, 2, :, 0] = -1.2, -1.4
     results = results_of((0.99,), policies=policies, **returns)
-    np.testing.assert_allclose(plots.after(results, 0), chances.T)
+    np.testing.assert_allclose(plots.cooperation_after(results, 0), chances.T)
     np.testing.assert_array_equal(plots.reciprocal(results, 0), [True, False, False, False])
 
     probes = {name: results_of((0.95,), **{key: np.full((1, 1, 6, 2), -seed - count / 10) for key in plots.RETURNS})
