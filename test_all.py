@@ -1232,7 +1232,7 @@ def assert_same_arrays(one, two):
 
 
 RUNS = list(itertools.product(SCRIPTS, GAMES))
-SLOW_KINDS = [(script, "matching_pennies") for script in MODELS] + [("maml", "imp"), ("cola", "imp"), ("hola", "imp")]
+SLOW_KINDS = [(script, "matching_pennies") for script in MODELS] + [(script, "imp") for script in (*MODELS, "hola")]
 QUICK_RUNS = [(script, game) for script, game in RUNS if game in KINDS and (script, game) not in SLOW_KINDS]
 ALIKE = {"hamiltonian", "balduzzi", "two_hills", "stackelberg", "stag_hunt", "hawk_dove"}  # to others, but for numbers
 SLOW_RUNS = [pytest.param(script, game, marks=slow) for script, game in RUNS
