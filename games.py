@@ -59,6 +59,9 @@ class Game(NamedTuple):
     discount: float | None = None  # of an iterated game
     log_odds: Callable[[jax.Array], jax.Array] = lambda x: x  # of cooperating, in an iterated game, (2, n) -> (2, o)
     kind: tuple[str, int, int] = ("tabular", 1, 0)  # of an iterated game's policies: policy, memory, probes
+    # key, (2, n) -> (2,), estimates of f where learners have nothing better. A game whose f nobody knows takes its
+    # estimate by a key that stays the same for f.
+    sample: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
     @property
     def planar(self) -> bool:
@@ -69,6 +72,10 @@ class Game(NamedTuple):
     def iterated(self) -> bool:
         """Is it an iterated 2x2 game, with policies that see the last rounds?"""
         return bool(self.payoffs)
+
+    def returns(self, key: jax.Array | None = None) -> Callable[[jax.Array], jax.Array]:
+        """What a learner ascends, (2, n) -> (2,): f, or with a key what is sampled by it."""
+        return self.f if key is None else partial(self.sample, key)
 
 
 def simultaneous_gradient(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
@@ -239,6 +246,64 @@ def iterated_returns(x: jax.Array, payoffs: tuple[tuple[float, ...], ...], disco
 memory_one_returns = iterated_returns  # of (2, 5)
 
 
+def sampled_returns(
+    key: jax.Array,
+    x: jax.Array,
+    payoffs: tuple[tuple[float, ...], ...],
+    discount: float,
+    episodes: int,
+    length: int,
+    baseline: bool = True,
+) -> jax.Array:
+    """Estimate `iterated_returns` from episodes that two policies play. (2, o) -> (2,), differentiable to any order.
+
+    The value is the mean over episodes of (1 - discount) / (1 - discount^length) sum_t discount^t r_t, rounds weighted
+    as in a game that ends there. Derivatives are DiCE's (Foerster et al., 2018), those of
+
+        sum_t discount^t w_t r_t,    w_t = prod_{u <= t} p_u / [p_u],
+
+    with p_t the probability of the joint action of round t, and [p] = p but constant: w_t is 1 but for its derivatives.
+
+    The baseline b_t of an episode is the mean reward of all others in the same round, and adds (1 - w_t) b_t. That is 0
+    for any policies, in expectation, so all derivatives stay unbiased. It is the same estimator as Loaded DiCE's
+    (Farquhar et al., 2019) with leave-one-out mean returns from round t on as baselines, summed by parts.
+
+    Args:
+      key: draws the episodes.
+      x, payoffs, discount: as in `iterated_returns`.
+      episodes, length: how many, and how many rounds each has.
+      baseline: whether to subtract it; a single episode has none.
+    """
+    x = jnp.asarray(x)
+    chex.assert_shape(x, (2, {5, 21, 85}))
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    payoffs = jnp.asarray(payoffs, wide.dtype)
+    memory = (5, 21, 85).index(x.shape[1]) + 1
+    pasts = [past.replace("init", "").split() for past in observations(memory)]
+    names = [[" ".join([*past, now][-memory:]) for now in ("DD", "CD", "DC", "CC")] for past in pasts]
+    next_seen = jnp.asarray(np.vectorize(observations(memory).index)(names), jnp.int32)  # (o, 4)
+    ours, theirs = jnp.stack([jax.nn.log_sigmoid(-wide), jax.nn.log_sigmoid(wide)], 1)  # of D and C, (2, o) each
+    log_joint = (theirs[:, None, seen_by_the_other(memory)] + ours).reshape(4, -1)  # of DD, CD, DC, CC
+    thresholds = jnp.cumsum(jnp.exp(jax.lax.stop_gradient(log_joint)), 0)[:3]
+
+    def play(carry, step):  # a round of all episodes
+        seen, log_weight = carry  # (episodes,) each: what player 1 sees, log w_t
+        key, share = step
+        action = (jax.random.uniform(key, (episodes,), wide.dtype) >= thresholds[:, seen]).sum(0)  # the joint one
+        log_p = log_joint[action, seen]
+        log_weight += log_p - jax.lax.stop_gradient(log_p)
+        rewards = payoffs[:, action]  # (2, episodes)
+        mean = rewards.mean(1, keepdims=True)
+        others = (episodes * mean - rewards) / max(episodes - 1, 1) if baseline else 0.0
+        estimate = share * (mean + (jnp.exp(log_weight) - 1) * (rewards - others)).mean(1)
+        return (next_seen[seen, action], log_weight), estimate
+
+    shares = discount ** np.arange(length)
+    steps = jax.random.split(key, length), jnp.asarray(shares / shares.sum(), wide.dtype)
+    first = jnp.zeros(episodes, jnp.int32), jnp.zeros(episodes, wide.dtype)
+    return jax.lax.scan(play, first, steps)[1].sum(0).astype(x.dtype)
+
+
 def network_log_odds(own: jax.Array, memory: int) -> jax.Array:
     """A policy that is a network of 16 tanh units: its log-odds of cooperating after each observation. (n,) -> (o,).
 
@@ -338,6 +403,23 @@ def with_policies(game: Game, policy: str, memory: int, probes: int, seed: int) 
     )
 
 
+def with_samples(game: Game, episodes: int, length: int, baseline: bool, noise: float) -> Game:
+    """The same game as learners know it who have but samples of its returns. `make_game` explains."""
+
+    def noisy(key, x):
+        errors = noise * jax.random.normal(key, (2, 1 + x.size), x.dtype)  # of f_i, and of its derivatives by x
+        return game.f(x) + errors[:, 0] + (errors[:, 1:] * (x - jax.lax.stop_gradient(x)).ravel()).sum(1)
+
+    if noise:
+        return game._replace(name=f"{game.name}_noise{noise:g}", sample=noisy)
+    words = (f"length{length}", length != 150), ("no_baseline", not baseline)
+    settings = joint_payoffs(*game.payoffs), game.discount, episodes, length, baseline
+    return game._replace(
+        name="_".join([f"{game.name}_episodes{episodes}", *(word for word, is_said in words if is_said)]),
+        sample=lambda key, x: sampled_returns(key, game.log_odds(x), *settings),
+    )
+
+
 def make_game(
     game: str | Game = "ipd",
     payoffs: tuple[float, ...] = (),
@@ -346,6 +428,10 @@ def make_game(
     memory: int = 1,
     probes: int = 0,
     seed: int = 0,
+    episodes: int = 0,
+    episode_length: int | None = None,
+    baseline: bool = True,
+    noise: float = 0.0,
 ) -> Game:
     """The game of this name; an iterated one with other payoffs, discount or policies, which its name then says.
 
@@ -359,6 +445,10 @@ def make_game(
         as in tabular policies); `mlp`, the network of `network_log_odds`.
       memory: how many rounds policies see, 1 or 2.
       probes: how many observations models see the probabilities of, drawn by `seed`; 0 is all of them.
+      episodes, episode_length, baseline: learners have but the `sampled_returns` of so many episodes of so many rounds,
+        150 if that is None; with 0 episodes they have the exact returns.
+      noise: learners of any game have its returns and their first derivatives with independent normal errors of this
+        standard deviation (what one error adds to higher derivatives is 0).
 
     Raises:
       ValueError: for another name, for anything else where the game is not iterated, or out of these ranges.
@@ -369,7 +459,7 @@ def make_game(
     payoffs, plain = tuple(payoffs), ("tabular", 1, 0)
     other_policies = (policy, memory, probes) not in (plain, game.kind)
     given = dict(payoffs=payoffs, discount=discount is not None)
-    given |= dict(policy=policy != "tabular", memory=memory != 1, probes=probes)
+    given |= dict(policy=policy != "tabular", memory=memory != 1, probes=probes, episodes=episodes)
     if any(given.values()) and not game.iterated:
         iterated = ", ".join(sorted(name for name, game in GAMES.items() if game.iterated))
         flag = next(name for name, is_given in given.items() if is_given)
@@ -386,6 +476,12 @@ def make_game(
         raise ValueError(f"game: takes one whose policies are tabular and see one round to change, not {game.name}")
     if not 0 <= probes <= len(observations(memory)):
         raise ValueError(f"probes: takes numbers from 0 to {len(observations(memory))}, not {probes}")
+    if not (episodes >= 0 and (episode_length is None or episode_length >= 1) and noise >= 0):
+        raise ValueError("episodes: takes numbers from 0, as --noise does, and --episode-length from 1")
+    if not episodes and (episode_length is not None or not baseline):
+        raise ValueError(f"{'no-baseline' if not baseline else 'episode-length'}: takes --episodes beside it")
+    if episodes and noise:
+        raise ValueError("noise: takes no --episodes beside it")
     if payoffs or discount is not None:
         discount = game.discount if discount is None else discount
         own, other = (payoffs[:4], payoffs[4:] or payoffs) if payoffs else game.payoffs
@@ -398,7 +494,8 @@ def make_game(
             payoffs=(own, other),
             discount=discount,
         )
-    return with_policies(game, policy, memory, probes, seed) if other_policies else game
+    game = with_policies(game, policy, memory, probes, seed) if other_policies else game
+    return with_samples(game, episodes, episode_length or 150, baseline, noise) if episodes or noise else game
 
 
 def game_of(settings: dict) -> Game:
@@ -441,12 +538,17 @@ def mirrored(game: Game) -> Game:
         init=lambda key: game.init(key)[::-1],
         features=lambda x: game.features(x[::-1])[::-1],
         payoffs=game.payoffs[::-1],
+        sample=game.sample and (lambda key, x: game.sample(key, x[::-1])[::-1]),
     )
 
 
-def follow(field, x: jax.Array, lr: float, steps: int) -> tuple[jax.Array, jax.Array]:
-    """Follow x(t + 1) = x(t) + lr field(x(t)). (2, n) -> the last x, (2, n), and those before it, (steps, 2, n)."""
-    return jax.lax.scan(lambda x, _: (x + lr * field(x), x), x, length=steps)
+def follow(field, x: jax.Array, lr: float, steps: int, key=None) -> tuple[jax.Array, jax.Array]:
+    """Follow x(t + 1) = x(t) + lr field(x(t)). (2, n) -> the last x, (2, n), and those before it, (steps, 2, n).
+
+    With a key, for fields that are estimates, `field(x, key)` has one of its own in each step.
+    """
+    keys = () if key is None else (jax.random.split(key, steps),)
+    return jax.lax.scan(lambda x, key: (x + lr * field(x, *key), x), x, keys, length=steps)
 
 
 def best_response(game: Game, x: jax.Array, agent: int, fresh: jax.Array, lr: float, steps: int) -> jax.Array:
@@ -492,20 +594,21 @@ def planar_grid(game: Game) -> jax.Array:
     return jnp.stack(jnp.meshgrid(line, line), -1)
 
 
-def survey(game: Game, field, lr: float, steps: int) -> dict[str, jax.Array]:
-    """Where the grid's points end if they follow `field(x)`, and the share that ends at x_1, x_2 > 0 (Fig. 2b)."""
+def survey(game: Game, field, lr: float, steps: int, key=None) -> dict[str, jax.Array]:
+    """Where the grid's points end if they `follow` the field, and the share that ends at x_1, x_2 > 0 (Fig. 2b)."""
     grid = planar_grid(game).reshape(-1, 2, 1)
-    ends = jax.vmap(lambda x: follow(field, x, lr, steps)[0])(grid)  # (841, 2, 1)
+    keys = () if key is None else (jax.random.split(key, len(grid)),)
+    ends = jax.vmap(lambda x, *key: follow(field, x, lr, steps, *key)[0])(grid, *keys)  # (841, 2, 1)
     return {
         "endpoints": ends.reshape(29, 29, 2),
         "basin_fraction": (ends > 0).all((1, 2)).mean(),
         "final_returns": jax.vmap(game.f)(ends).mean(0),
-        "field": lr * jax.vmap(field)(grid).reshape(29, 29, 2),
+        "field": lr * jax.vmap(field)(grid, *keys).reshape(29, 29, 2),
     }
 
 
 def evaluate_game(
-    key, game: Game, field, strength, lr: float, steps: int, pairs: int, opponent=None, initial=None
+    key, game: Game, field, strength, lr: float, steps: int, pairs: int, opponent=None, initial=None, sampled=False
 ) -> dict[str, jax.Array]:
     """Agents of this strength in self-play, against a best response, and beside a naive learner (Fig. 3).
 
@@ -520,6 +623,7 @@ def evaluate_game(
       steps, pairs: how many steps policies are followed for, and how many pairs of them.
       opponent: the rule of another learner, `opponent(x)`, (2, n) -> (2, n), to play beside as well, `versus_opponent`.
       initial: where agents start, (2, n), if not at random as everybody else.
+      sampled: whether agents follow estimates, `field(x, strengths, key)`. Whatever else learns does so exactly.
 
     Returns:
       Returns (pair, 2) as `self_play`, `best_response`, `exact_best_response` (iterated games), `versus_naive` and
@@ -531,13 +635,14 @@ def evaluate_game(
 
     def one_pair(key):
         start, fresh = map(game.init, jax.random.split(key))
+        samples = jax.random.fold_in(key, 2) if sampled else None
 
         def play(is_agent, other=partial(simultaneous_gradient, game.f)):  # (2,); exact, whatever the field is at 0
-            def directions(x):
-                return jnp.where(is_agent[:, None], field(x, strength * is_agent), other(x))
+            def directions(x, *key):
+                return jnp.where(is_agent[:, None], field(x, strength * is_agent, *key), other(x))
 
             first = start if initial is None else jnp.where(is_agent[:, None], initial, start)
-            return follow(directions, first, lr, steps)
+            return follow(directions, first, lr, steps, samples)
 
         (x, *beside_naive), (path, *_) = jax.vmap(play)(agents)  # by who is an agent: one program
         beside_opponent = jax.vmap(partial(play, other=opponent))(agents[1:])[0] if opponent else []
@@ -559,9 +664,12 @@ def evaluate_game(
             results["trajectories"] = jnp.concatenate([path, x[None]])[..., 0]
         return results
 
-    results = jax.vmap(one_pair)(jax.random.split(key, pairs))
+    # Episodes of all pairs at once would not fit in memory.
+    over_pairs = partial(jax.lax.map, one_pair) if sampled else jax.vmap(one_pair)
+    results = over_pairs(jax.random.split(key, pairs))
     if game.planar:
-        results |= survey(game, lambda x: field(x, jnp.stack([strength, strength])), lr, steps)
+        both, samples = jnp.stack([strength, strength]), jax.random.fold_in(key, pairs) if sampled else None
+        results |= survey(game, lambda x, *key: field(x, both, *key), lr, steps, samples)
     return results
 
 

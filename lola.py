@@ -50,6 +50,10 @@ class Config:
     discount: Annotated[float | None, 0.0, 0.999] = None  # another one of an iterated game
     policy: Annotated[str, "tabular", "mlp", "preconditioned"] = "tabular"  # what has parameters x, see games.py
     memory: Annotated[int, 1, 2] = 1  # rounds that policies see in iterated games; the default of lr depends on both
+    episodes: Annotated[int, 0, 2**31 - 1] = 0  # episodes that returns and derivatives are estimated from; 0: exact
+    episode_length: Annotated[int | None, 1, 1000000] = None  # rounds of an episode, 150 unless it is given
+    baseline: Annotated[bool, False, True] = True  # subtract the other episodes' mean reward, see games.py
+    noise: Annotated[float, 0.0, 1e30] = 0.0  # standard deviation of errors of returns and derivatives, of any game
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
     num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each with policies of its own: seed, seed + 1, ...
     lr: Annotated[float, 0.0, 1e30] = 2.0  # step size of the policies, the paper's alpha in Eq. 1
@@ -71,7 +75,7 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     return Config(**settings | changes)
 
 
-def lola_gradient(f, x: jax.Array, alpha, variant: str = "exact") -> jax.Array:
+def lola_gradient(f, x: jax.Array, alpha, variant: str = "exact", f_ahead=None) -> jax.Array:
     """LOLA's update direction (App. B), and those of its relatives. Row i is the derivative by x_i, j the other, of
 
         exact          f_i(x_i, x_j + alpha g_j(x)), with g_j = d f_j / d x_j the opponent's naive gradient
@@ -84,6 +88,8 @@ def lola_gradient(f, x: jax.Array, alpha, variant: str = "exact") -> jax.Array:
       x: joint policy, (2, n).
       alpha: look-ahead step, (), or one for each player, (2,). At 0 all forms are the naive gradient.
       variant: one of these names, or there is a ValueError.
+      f_ahead: what g_j is the gradient of, f itself if None. Where f is an estimate, a second, independent one: the
+        Taylor forms, products of both, are then unbiased, and the others as good as g_j is.
 
     Returns:
       (2, n), in units of return per unit of policy parameter.
@@ -93,21 +99,22 @@ def lola_gradient(f, x: jax.Array, alpha, variant: str = "exact") -> jax.Array:
     x = jnp.asarray(x)
     chex.assert_shape(x, (2, None))
     alpha = jnp.broadcast_to(jnp.asarray(alpha, x.dtype), 2)
+    f_ahead = f_ahead or f
 
     # Each row is a chain of gradients of its own, in which nothing is computed that it does not need.
     def gradient(i, j):  # row i, (n,), with j the other player
         def surrogate(own):
             joint = x.at[i].set(own)
 
-            def derivative(of):  # of f_i or f_j, by x_j
+            def derivative(f, of):  # of f_i or f_j, by x_j
                 return jax.grad(lambda other: f(joint.at[j].set(other))[of])(joint[j])
 
-            step = alpha[i] * derivative(j)
+            step = alpha[i] * derivative(f_ahead, j)
             if variant == "lookahead":
                 step = jax.lax.stop_gradient(step)
             if variant in ("exact", "lookahead"):
                 return f(joint.at[j].add(step))[i]
-            slope = derivative(i)
+            slope = derivative(f, i)
             if variant == "taylor-stop":
                 slope = jax.lax.stop_gradient(slope)
             return f(joint)[i] + (slope * step).sum()
@@ -120,9 +127,12 @@ def lola_gradient(f, x: jax.Array, alpha, variant: str = "exact") -> jax.Array:
 def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]:
     """Evaluate LOLA from the policies that `key` draws, at every alpha (Figs. 2, 3b). Arrays (sweep, ...)."""
 
-    field = partial(lola_gradient, game.f, variant=config.variant)
-    play = partial(evaluate_game, key, game, field, lr=config.lr, steps=config.eval_steps, pairs=config.eval_pairs)
-    return jax.vmap(play)(jnp.array(config.alpha))
+    def field(x, alpha, key=None):
+        f, f_ahead = (game.f, None) if key is None else map(game.returns, jax.random.split(key))
+        return lola_gradient(f, x, alpha, config.variant, f_ahead)
+
+    settings = dict(lr=config.lr, steps=config.eval_steps, pairs=config.eval_pairs, sampled=game.sample is not None)
+    return jax.vmap(partial(evaluate_game, key, game, field, **settings))(jnp.array(config.alpha))
 
 
 # --- shared: main without training ---
@@ -140,6 +150,8 @@ def main(argv=None):
     draw(figure, results, game)
     write(args.figure, partial(figure.savefig, dpi=150))
     print_table(results, game)
+    if game.sample:
+        print("agents followed estimates; returns, best responses and the naive learners beside them are exact")
     print(f"wrote {args.results} and {args.figure}", flush=True)
 
 

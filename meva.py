@@ -69,6 +69,10 @@ class Config:
     policy: Annotated[str, "tabular", "mlp", "preconditioned"] = "tabular"  # what has parameters x, see games.py
     memory: Annotated[int, 1, 2] = 1  # rounds that policies see in iterated games; the default of lr depends on both
     probes: Annotated[int, 0, 21] = 0  # how many observations the models see, the same for all, drawn by --seed; 0: all
+    episodes: Annotated[int, 0, 2**31 - 1] = 0  # episodes that returns and derivatives are estimated from; 0: exact
+    episode_length: Annotated[int | None, 1, 1000000] = None  # rounds of an episode, 150 unless it is given
+    baseline: Switch = True  # subtract the other episodes' mean reward, see games.py
+    noise: Annotated[float, 0.0, 1e30] = 0.0  # standard deviation of errors of returns and derivatives, of any game
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
     num_seeds: Few = 1  # number of seeds, each a model of its own: seed, seed + 1, ...
     lr: Step = 2.0  # step size of the policies, the paper's alpha (Eq. 6)
@@ -133,6 +137,7 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     settings |= dict(alpha=played.alphas[:5][-1])
     settings |= PLANAR if played.planar else {}
     settings |= (dict(outer_steps=600, model_lr=2e-3) if played.planar else QUICK) if quick else {}
+    settings |= dict(batch_size=4, episode_length=50) if quick and changes.get("episodes") else {}
     settings |= {} if changes.get("fixed_gamma") is None else dict(eval_gammas=(changes["fixed_gamma"],))
     config = Config(**settings | changes)
     if config.opponent != "self" and config.share_params and not played.symmetric:
@@ -237,11 +242,12 @@ def model_gradient(params, game: Game, x: jax.Array, gamma: jax.Array, signs=1.0
     return jax.grad(lambda x: values(x).mean(-1).sum())(jnp.asarray(x))
 
 
-def meva_gradient(params, game: Game, x, gamma, config: Config, players=slice(2)) -> jax.Array:
+def meva_gradient(params, game: Game, x, gamma, config: Config, players=slice(2), key=None) -> jax.Array:
     """The field that policies follow: grad V (Eq. 6), or grad f + gamma grad U (Sec. 4.1). (2, n), (2,) -> (2, n).
 
     As in Algorithm 1 U is normalised and f is not, which weighs the future less than Sec. 4.1 does. A model that was
-    trained with an opponent sees, as in training, its player's gamma and 0 for the other, whoever that is.
+    trained with an opponent sees, as in training, its player's gamma and 0 for the other, whoever that is. With a key
+    grad f is estimated.
     """
     x = 1.0 * jnp.asarray(x)
     gamma = jnp.broadcast_to(jnp.asarray(gamma, x.dtype), 2)
@@ -251,23 +257,27 @@ def meva_gradient(params, game: Game, x, gamma, config: Config, players=slice(2)
         of = partial(model_gradient, params, game, x)
         gradient = sum(of(gamma.at[1 - i].set(0), players=slice(i, i + 1)) for i in range(2)[players])
     if config.form == "U":
-        gamma = gamma[:, None]
-        gradient = (1 - gamma * config.normalized_step) * simultaneous_gradient(game.f, x) + gamma * gradient
+        gamma, naive = gamma[:, None], simultaneous_gradient(game.returns(key), x)
+        gradient = (1 - gamma * config.normalized_step) * naive + gamma * gradient
     return gradient
 
 
-def opponent_gradient(game: Game, x: jax.Array, config: Config) -> jax.Array:
-    """What an opponent follows: its naive gradient (Eq. 1), or LOLA's with its alpha (App. B). Both rows, (2, n)."""
+def opponent_gradient(game: Game, x: jax.Array, config: Config, key=None) -> jax.Array:
+    """What an opponent follows: its naive gradient (Eq. 1), or LOLA's with its alpha (App. B). Both rows, (2, n).
+
+    With a key both are estimated, LOLA's imagined step apart, as in lola.py.
+    """
     if config.opponent == "naive":
-        return simultaneous_gradient(game.f, x)
+        return simultaneous_gradient(game.returns(key), x)
+    f, f_ahead = (game.f, game.f) if key is None else map(game.returns, jax.random.split(key))
 
     def surrogate(own, i):  # i's return after j's next naive step
         joint, j = x.at[i].set(own), 1 - i
-        by_other = lambda of: jax.grad(lambda other: game.f(joint.at[j].set(other))[of])(joint[j])
-        slope, gradient = by_other(i), by_other(j)  # d f_i / d x_j, d f_j / d x_j
+        by_other = lambda f, of: jax.grad(lambda other: f(joint.at[j].set(other))[of])(joint[j])
+        slope, gradient = by_other(f, i), by_other(f_ahead, j)  # d f_i / d x_j, d f_j / d x_j
         if config.variant == "exact":
-            return game.f(joint.at[j].add(config.alpha * gradient))[i]
-        return game.f(joint)[i] + config.alpha * (jax.lax.stop_gradient(slope) * gradient).sum()
+            return f(joint.at[j].add(config.alpha * gradient))[i]
+        return f(joint)[i] + config.alpha * (jax.lax.stop_gradient(slope) * gradient).sum()
 
     return jnp.stack([jax.grad(surrogate)(x[i], i) for i in (0, 1)])
 
@@ -276,7 +286,7 @@ def with_opponent(field, game: Game, config: Config):
     """The field of both players in training: with an opponent player 2 has its rule, whatever `field` says."""
     if config.opponent == "self":
         return field
-    return lambda x: jnp.stack([field(x)[0], opponent_gradient(game, x, config)[1]])
+    return lambda x, *key: jnp.stack([field(x, *key)[0], opponent_gradient(game, x, config, *key)[1]])
 
 
 def lambda_returns(rewards: jax.Array, values: jax.Array, gamma: jax.Array, bootstrap: float) -> jax.Array:
@@ -314,17 +324,19 @@ def quantile_loss(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.matmul(loss, mean, precision="highest")  # loss.sum(-1) would be fused into scalar code
 
 
-def td_loss(params, target_params, game: Game, xs: jax.Array, gamma: jax.Array, config: Config):
+def td_loss(params, target_params, game: Game, xs: jax.Array, gamma: jax.Array, config: Config, key=None):
     """Loss L of Algorithm 1 (Eq. 7) on one on-policy stretch x(0), ..., x(k). (k + 1, 2, n), (2,) -> loss, TD error.
 
-    The TD error is mean |E target - E prediction|, in units of return.
+    The TD error is mean |E target - E prediction|, in units of return. With a key rewards are estimated.
     """
     chex.assert_shape(xs, (config.stride + 1, 2, game.n))
     quantiles = jax.vmap(partial(meta_quantiles, players=config.players), (None, None, 0, None))
     predictions = quantiles(params, game, xs[:-1] if config.target_inertia else xs, gamma)  # (k or k + 1, 2, M)
     values = quantiles(target_params, game, xs[1:], gamma) if config.target_inertia else predictions[1:]
     predictions = predictions[: config.stride]
-    rewards = jax.vmap(game.f)(xs[1:] if config.form == "U" else xs[:-1])  # U(x) looks one step ahead
+    keys = None if key is None else jax.random.split(key, config.stride)
+    rewarded = xs[1:] if config.form == "U" else xs[:-1]  # U(x) looks one step ahead
+    rewards = jax.vmap(lambda key, x: game.returns(key)(x))(keys, rewarded)
     targets = lambda_returns(rewards[:, config.players], values, gamma[config.players], config.bootstrap)
     if config.semi_gradient:  # Eq. 7 does not say; on the Logistic Game the authors differentiate both of its sides
         targets = jax.lax.stop_gradient(targets)
@@ -380,26 +392,33 @@ def draw_gammas(key: jax.Array, config: Config) -> jax.Array:
     return jnp.sin(jnp.pi / 2 * jax.random.uniform(key, (config.batch_size, 2))) ** 2 * are_agents
 
 
+def sample_keys(key: jax.Array, game: Game, config: Config, axis=None) -> list[jax.Array | None]:
+    """Keys of a stretch's estimates, (batch,) each: in exploration, on-policy, of rewards. None where f is exact."""
+    if game.sample is None:
+        return [None] * 3
+    return [own_share(jax.random.split(jax.random.fold_in(key, i), config.batch_size), axis) for i in range(3)]
+
+
 def count_groups(batch: int, stride: int) -> int:
     """The fewest equal groups of a batch whose activations fit in a CPU's cache, 256 policy pairs; elsewhere one."""
     cached = max(256 // stride, 1) if jax.default_backend() == "cpu" else batch
     return next(count for count in range(-(-batch // cached), batch + 1) if batch % count == 0)
 
 
-def update(state: TrainState, game: Game, xs: jax.Array, gamma: jax.Array, config: Config, axis=None):
+def update(state: TrainState, game: Game, xs: jax.Array, gamma: jax.Array, config: Config, axis=None, keys=None):
     """A step of AdamW on a batch of stretches, (batch, k + 1, 2, n) and (batch, 2). Returns (state, metrics).
 
-    With `axis`, of `jax.shard_map`, these are one device's part of the batch.
+    With `axis`, of `jax.shard_map`, these are one device's part of the batch. `keys`, (batch,), are `td_loss`'s.
     """
 
     @partial(jax.value_and_grad, has_aux=True)
-    def mean_loss(params, xs, gamma):
-        one = jax.vmap(td_loss, (None, None, None, 0, 0, None))
-        return jax.tree.map(jnp.mean, one(params, state.target_params, game, xs, gamma, config))
+    def mean_loss(params, xs, gamma, keys):
+        one = jax.vmap(td_loss, (None, None, None, 0, 0, None, 0))
+        return jax.tree.map(jnp.mean, one(params, state.target_params, game, xs, gamma, config, keys))
 
     # The mean gradient of groups: passes that fit in a CPU's cache save a third of the time of an update there.
     count = count_groups(len(xs), config.stride)
-    groups = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), (xs, gamma))
+    groups = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), (xs, gamma, keys))
     gradients = jax.lax.map(lambda group: mean_loss(state.params, *group), groups)
     (loss, error), gradient = device_mean(jax.tree.map(lambda leaf: leaf.mean(0), gradients), axis)
     step, opt_state = make_optimizer(config).update(gradient, state.opt_state, state.params)
@@ -413,7 +432,8 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config, ax
     """One outer loop of Algorithm 1: T / k stretches, a model update on each. Returns (state, metrics).
 
     Without exploration it is the loop of Sec. 3.3: the on-policy trajectory itself goes on from stretch to stretch.
-    An opponent, player 2, follows its own rule throughout.
+    An opponent, player 2, follows its own rule throughout. Where the game is sampled, every gradient of f and every
+    reward is an estimate by a key of its own.
     Devices along `axis`, of `jax.shard_map`, share the batch, which is the same however many they are.
     """
     key_x, key_gamma, key_signs, key_stretches = jax.random.split(key, 4)
@@ -424,23 +444,25 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config, ax
     signs = 1.0 - 2.0 * own_share(flips, axis)
 
     @jax.vmap
-    def off_policy(x, gamma, signs):  # k steps (read literally k + 1) along the model's gradient alone (footnote 2)
-        field = partial(model_gradient, explorer, game, gamma=gamma, signs=signs, players=config.players)
-        return follow(with_opponent(field, game, config), x, config.lr, config.stride)[0]
+    def off_policy(x, gamma, signs, key):  # k steps (literally k + 1) along the model's gradient alone (footnote 2)
+        field = lambda x, *_: model_gradient(explorer, game, x, gamma, signs, config.players)
+        return follow(with_opponent(field, game, config), x, config.lr, config.stride, key)[0]
 
     def stretch(carry, key):
         state, x = carry
+        off_keys, on_keys, reward_keys = sample_keys(key, game, config, axis)
         if config.explore:
-            x = off_policy(x, explorer_gamma, signs)
+            x = off_policy(x, explorer_gamma, signs, off_keys)
         gamma = own_share(draw_gammas(key, config), axis)
 
         @jax.vmap
-        def rollout(x, gamma):  # k steps on-policy (Eq. 6)
-            field = partial(meva_gradient, state.params, game, gamma=gamma, config=config, players=config.players)
-            return follow(with_opponent(field, game, config), x, config.lr, config.stride)
+        def rollout(x, gamma, key):  # k steps on-policy (Eq. 6)
+            field = lambda x, key=None: meva_gradient(state.params, game, x, gamma, config, config.players, key)
+            return follow(with_opponent(field, game, config), x, config.lr, config.stride, key)
 
-        last, xs = rollout(x, gamma)
-        state, metrics = update(state, game, jnp.concatenate([xs, last[:, None]], 1), gamma, config, axis)
+        last, xs = rollout(x, gamma, on_keys)
+        xs = jnp.concatenate([xs, last[:, None]], 1)
+        state, metrics = update(state, game, xs, gamma, config, axis, reward_keys)
         return (state, x if config.explore else last), metrics
 
     keys = jax.random.split(key_stretches, config.rollout_length // config.stride)
@@ -572,6 +594,8 @@ def main(argv=None):
         axis.set(xlabel="outer loops", ylabel=name, yscale="log" if (curves[name] > 0).all() else "linear")
     write(args.figure, partial(figure.savefig, dpi=150))
     print_table(results, game)
+    if game.sample:
+        print("trained on estimates, evaluated exactly")
     print(f"wrote {args.results} and {args.figure}", flush=True)
 
 

@@ -46,6 +46,10 @@ class Config:
     discount: Annotated[float | None, 0.0, 0.999] = None  # another one of an iterated game
     policy: Annotated[str, "tabular", "mlp", "preconditioned"] = "tabular"  # what has parameters x, see games.py
     memory: Annotated[int, 1, 2] = 1  # rounds that policies see in iterated games; the default of lr depends on both
+    episodes: Annotated[int, 0, 2**31 - 1] = 0  # episodes that returns and derivatives are estimated from; 0: exact
+    episode_length: Annotated[int | None, 1, 1000000] = None  # rounds of an episode, 150 unless it is given
+    baseline: Annotated[bool, False, True] = True  # subtract the other episodes' mean reward, see games.py
+    noise: Annotated[float, 0.0, 1e30] = 0.0  # standard deviation of errors of returns and derivatives, of any game
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
     num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each with policies of its own: seed, seed + 1, ...
     lr: Annotated[float, 0.0, 1e30] = 2.0  # step size of the policies, the paper's alpha in Eq. 1
@@ -81,7 +85,11 @@ def naive_gradient(f, x: jax.Array) -> jax.Array:
 def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]:
     """Evaluate naive learners, of whom nobody looks ahead, from the policies that `key` draws. Arrays (1, ...)."""
     lr, steps, pairs = config.lr, config.eval_steps, config.eval_pairs
-    results = evaluate_game(key, game, lambda x, strengths: naive_gradient(game.f, x), 0.0, lr, steps, pairs)
+
+    def field(x, strengths, *key):
+        return naive_gradient(game.returns(*key), x)
+
+    results = evaluate_game(key, game, field, 0.0, lr, steps, pairs, sampled=game.sample is not None)
     return jax.tree.map(lambda leaf: leaf[None], results)
 
 
@@ -100,6 +108,8 @@ def main(argv=None):
     draw(figure, results, game)
     write(args.figure, partial(figure.savefig, dpi=150))
     print_table(results, game)
+    if game.sample:
+        print("agents followed estimates; returns, best responses and the naive learners beside them are exact")
     print(f"wrote {args.results} and {args.figure}", flush=True)
 
 
