@@ -476,8 +476,9 @@ def make_game(
         raise ValueError(f"game: takes one whose policies are tabular and see one round to change, not {game.name}")
     if not 0 <= probes <= len(observations(memory)):
         raise ValueError(f"probes: takes numbers from 0 to {len(observations(memory))}, not {probes}")
-    if not (episodes >= 0 and (episode_length is None or episode_length >= 1) and noise >= 0):
-        raise ValueError("episodes: takes numbers from 0, as --noise does, and --episode-length from 1")
+    for flag, value, least in (("episodes", episodes, 0), ("episode-length", episode_length, 1), ("noise", noise, 0)):
+        if value is not None and not value >= least:
+            raise ValueError(f"{flag}: takes numbers from {least}, not {value}")
     if not episodes and (episode_length is not None or not baseline):
         raise ValueError(f"{'no-baseline' if not baseline else 'episode-length'}: takes --episodes beside it")
     if episodes and noise:

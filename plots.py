@@ -127,6 +127,29 @@ for kind in KINDS:
 PROBES = {(count, seed): f"probes{count}_{seed}_ipd" for count in (1, 2, 4, 8, 21) for seed in range(3)}
 for (count, seed), name in PROBES.items():
     RUNS[name] = Run("meva", "ipd", dict(memory=2, probes=count, seed=seed, eval_gammas=(0.95,)), quick=True)
+EPISODES = (128, 512, 2048, 4096)
+SAMPLED = dict(lola=10, meva=0.95)  # on the IPD with samples of returns alone: who learns, at which alpha or gamma
+
+
+def of_samples(script: str, episodes: int, baseline: bool = True) -> str:
+    """The name of a small run whose learners have so many episodes, or at 0 the exact returns."""
+    return f"{script}_{f'episodes{episodes}' if episodes else 'exact'}{'' if baseline else '_no_baseline'}_ipd"
+
+
+def runs_of_samples(script: str) -> dict[str, Run]:
+    """MeVa's with a batch of 4, and one seed where episodes are most: an estimate costs that much."""
+    runs = {}
+    for episodes, baseline in [(0, True), *itertools.product(EPISODES, (True, False))]:
+        settings = dict(lola=dict(alpha=(10,)), meva=dict(batch_size=4, num_seeds=1 if episodes == 4096 else 3))[script]
+        settings |= dict(episodes=episodes, episode_length=50) if episodes else {}
+        settings |= {} if baseline else dict(baseline=False)
+        runs[of_samples(script, episodes, baseline)] = Run(script, "ipd", settings, quick=True)
+    return runs
+
+
+SAMPLES = [name for script in SAMPLED for name in runs_of_samples(script)]
+for script in SAMPLED:
+    RUNS |= runs_of_samples(script)
 
 TOURNAMENTS = ("ipd", "imp", "chicken")  # those of the authors
 TRAINED = {"cola": {}, "maml": {}, "meva": {}, "meva-naive": dict(opponent="naive"), "meva-lola": dict(opponent="lola")}
@@ -207,7 +230,8 @@ def flags(settings: dict) -> str:
     words = []
     for name, value in settings.items():
         values = value if isinstance(value, tuple) else (value,)
-        words += [f"--{name.replace('_', '-')}", *(str(value) for value in values if value is not True)]
+        words += [f"--{'no-' * (value is False)}{name.replace('_', '-')}"]
+        words += [str(value) for value in values if not isinstance(value, bool)]
     return " ".join(words)
 
 
@@ -1313,6 +1337,45 @@ def table_of_games(runs: dict[str, Results]) -> str:
     return "\n\n".join(tables)
 
 
+def table_of_samples(runs: dict[str, Results]) -> str:
+    """LOLA at alpha = 10 and MeVa at gamma = .95 on the IPD, whose learners have but samples of their returns."""
+    rows = []
+    for name, results in runs.items():
+        script, config, i = RUNS[name].script, results["config"], at(results, SAMPLED[RUNS[name].script])
+        episodes = f"{config['episodes']}, {'with' if config['baseline'] else 'without'} baseline"
+        cells = [cell(results, key, i) for key in RETURNS]
+        seeds = ", ".join(f"{value:.2f}" for value in results["self_play"][i].mean((1, 2)))
+        rows.append((labelled(script, results, i), episodes if config.get("episodes") else "exact", seeds, *cells))
+    others = [f"agent : {other}" for other in ("other", "best response", "exact best response", "naive learner")]
+    return table(("", "episodes", "self-play of each seed", *others), rows)
+
+
+def draw_samples(figure: Figure, runs: dict):
+    """The agent's returns on the IPD by the episodes that learners have, each seed a point, and the mean a line."""
+    figure.set_size_inches(WIDTH, 4)
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    for axes, (script, setting) in zip(panels, SAMPLED.items()):
+        exact = runs[of_samples(script, 0)]
+        for axis, (key, label) in zip(axes, list(PLAYS.items())[:2]):
+            for baseline, marker in ((True, "o-"), (False, "s--")):
+                means = []
+                for episodes in EPISODES:
+                    results = runs[of_samples(script, episodes, baseline)]
+                    agents = results[key][at(results, setting)][..., 0].mean(1)  # (seed,)
+                    axis.plot([episodes] * len(agents), agents, marker[0], color=COLORS[script], markersize=2)
+                    means.append(agents.mean())
+                color, words = COLORS[script] if baseline else "black", f"with{'' if baseline else 'out'} baseline"
+                axis.plot(EPISODES, means, marker, color=color, markersize=4, fillstyle="none", label=words)
+            axis.axhline(exact[key][at(exact, setting)][..., 0].mean(), color="gray", linestyle=":", label="exact")
+            axis.set(title=f"{TITLES[script]}, {SYMBOLS[script]} = {setting:g}: {label[0]}", xscale="log")
+            axis.set_xticks(EPISODES, EPISODES, minor=False)
+            axis.minorticks_off()
+            axis.legend()
+        axes[0].set_ylabel("agent's expected return per round")
+    for axis in panels[1]:
+        axis.set_xlabel("episodes of 50 rounds for each estimate")
+
+
 # The command line
 
 FIGURES = {  # how each is drawn, and from which runs
@@ -1321,6 +1384,7 @@ FIGURES = {  # how each is drawn, and from which runs
     "fig2b": (partial(draw_fig2, basins=True), ROWS),
     "fig3": (draw_fig3, ("meva_ipd", "lola_ipd")),
     "networks": (draw_networks, [of_kind(name, kind) for kind in KINDS for name in RULES]),
+    "samples": (draw_samples, SAMPLES),
     "hills": (partial(draw_fig2, basins=True, rows=HILL_ROWS), HILL_ROWS),
     "hill_paths": (partial(draw_fig2, basins=False, rows=HILL_ROWS), HILL_ROWS),
     "basins": (draw_basins, ("naive_logistic", *ROWS)),
@@ -1337,6 +1401,7 @@ TABLES = {
     "returns": (table_of_returns, ("naive_ipd", "lola_ipd", "hola_ipd", "cola_ipd", "meva_ipd", "meva_imp")),
     "networks": (table_of_networks, [of_kind(name, kind) for kind in KINDS for name in RULES]),
     "probes": (table_of_probes, PROBES.values()),
+    "samples": (table_of_samples, SAMPLES),
     "consistency": (table_of_consistency, ("cola_logistic",)),
     "games": (table_of_games, [name for name in RUNS if name.startswith("games/")]),
     "tournament": (table_of_tournaments, [f"tournament_{game}" for game in TOURNAMENTS]),
