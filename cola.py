@@ -499,7 +499,7 @@ def load_checkpoint(path, state, metrics: dict, config, args):
     settings, reason = json.loads(json.dumps(dataclasses.asdict(config))), "it is damaged"  # tuples as JSON's lists
     try:
         arrays = dict(np.load(path, allow_pickle=False))
-        had = json.loads(str(arrays["config"]))
+        had = dataclasses.asdict(Config()) | json.loads(str(arrays["config"]))  # new options were at their default
         differ = [name for name in settings if had.get(name) != settings[name] and not name.startswith("eval_")]
         reason = ", ".join(f"it has --{name.replace('_', '-')} {had.get(name)}" for name in differ) or reason
         saved = jax.tree.unflatten(jax.tree.structure(state), map(arrays.get, flatten("state", state)))

@@ -59,8 +59,8 @@ class Game(NamedTuple):
     discount: float | None = None  # of an iterated game
     log_odds: Callable[[jax.Array], jax.Array] = lambda x: x  # of cooperating, in an iterated game, (2, n) -> (2, o)
     kind: tuple[str, int, int] = ("tabular", 1, 0)  # of an iterated game's policies: policy, memory, probes
-    # key, (2, n) -> (2,), estimates of f where learners have nothing better. A game whose f nobody knows takes its
-    # estimate by a key that stays the same for f.
+    # key, (2, n) -> (2,): a random estimate of f, whose derivatives (for LOLA second ones, too) are estimates of f's. None
+    # if learners have f itself. If nobody has it, f is an estimate by a fixed key, partial(sample, jax.random.key(0)).
     sample: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
     @property
@@ -74,7 +74,9 @@ class Game(NamedTuple):
         return bool(self.payoffs)
 
     def returns(self, key: jax.Array | None = None) -> Callable[[jax.Array], jax.Array]:
-        """What a learner ascends, (2, n) -> (2,): f, or with a key what is sampled by it."""
+        """What a learner ascends, (2, n) -> (2,): f, or with a key the estimate that is sampled by it."""
+        if key is not None and self.sample is None:
+            raise ValueError(f"game: takes one with samples, make_game(..., episodes=...), not {self.name}")
         return self.f if key is None else partial(self.sample, key)
 
 
@@ -174,6 +176,13 @@ def seen_by_the_other(memory: int) -> np.ndarray:
     return np.concatenate([indices + (4**rounds - 1) // 3 for rounds, indices in enumerate(by_rounds)])
 
 
+def next_observations(memory: int) -> np.ndarray:
+    """What is observed next, by its index: after each observation, when DD, CD, DC or CC is played. (o, 4)."""
+    pasts = [past.replace("init", "").split() for past in observations(memory)]
+    names = [[" ".join([*past, now][-memory:]) for now in ("DD", "CD", "DC", "CC")] for past in pasts]
+    return np.vectorize(observations(memory).index)(names)
+
+
 @jax.jit
 def eliminate(a: jax.Array, b: jax.Array) -> jax.Array:
     """Solve a y = b for y by Gauss-Jordan elimination, (s, s), (s,) -> (s,).
@@ -257,15 +266,17 @@ def sampled_returns(
 ) -> jax.Array:
     """Estimate `iterated_returns` from episodes that two policies play. (2, o) -> (2,), differentiable to any order.
 
-    The value is the mean over episodes of (1 - discount) / (1 - discount^length) sum_t discount^t r_t, rounds weighted
-    as in a game that ends there. Derivatives are DiCE's (Foerster et al., 2018), those of
+    The value is the mean over episodes of (1 - discount) / (1 - discount^length) sum_t discount^t r_t. It is unbiased,
+    as derivatives are, for a game that ends after so many rounds and has the same sum of weights. The infinite one
+    differs by discount^length times the range of payoffs at most: choose a length that makes this small. Derivatives
+    are DiCE's (Foerster et al., 2018), those of
 
         sum_t discount^t w_t r_t,    w_t = prod_{u <= t} p_u / [p_u],
 
     with p_t the probability of the joint action of round t, and [p] = p but constant: w_t is 1 but for its derivatives.
 
-    The baseline b_t of an episode is the mean reward of all others in the same round, and adds (1 - w_t) b_t. That is 0
-    for any policies, in expectation, so all derivatives stay unbiased. It is the same estimator as Loaded DiCE's
+    The baseline b_t of an episode is the mean reward of all others in the same round, and adds (1 - w_t) b_t: this is
+    0, and so are its derivatives in expectation, as b_t is of other episodes. It is the same estimator as Loaded DiCE's
     (Farquhar et al., 2019) with leave-one-out mean returns from round t on as baselines, summed by parts.
 
     Args:
@@ -279,9 +290,7 @@ def sampled_returns(
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     payoffs = jnp.asarray(payoffs, wide.dtype)
     memory = (5, 21, 85).index(x.shape[1]) + 1
-    pasts = [past.replace("init", "").split() for past in observations(memory)]
-    names = [[" ".join([*past, now][-memory:]) for now in ("DD", "CD", "DC", "CC")] for past in pasts]
-    next_seen = jnp.asarray(np.vectorize(observations(memory).index)(names), jnp.int32)  # (o, 4)
+    next_seen = jnp.asarray(next_observations(memory), jnp.int32)
     ours, theirs = jnp.stack([jax.nn.log_sigmoid(-wide), jax.nn.log_sigmoid(wide)], 1)  # of D and C, (2, o) each
     log_joint = (theirs[:, None, seen_by_the_other(memory)] + ours).reshape(4, -1)  # of DD, CD, DC, CC
     thresholds = jnp.cumsum(jnp.exp(jax.lax.stop_gradient(log_joint)), 0)[:3]
@@ -289,13 +298,14 @@ def sampled_returns(
     def play(carry, step):  # a round of all episodes
         seen, log_weight = carry  # (episodes,) each: what player 1 sees, log w_t
         key, share = step
+        # How many thresholds a uniform number passes says which joint action it is.
         action = (jax.random.uniform(key, (episodes,), wide.dtype) >= thresholds[:, seen]).sum(0)  # the joint one
         log_p = log_joint[action, seen]
         log_weight += log_p - jax.lax.stop_gradient(log_p)
         rewards = payoffs[:, action]  # (2, episodes)
         mean = rewards.mean(1, keepdims=True)
         others = (episodes * mean - rewards) / max(episodes - 1, 1) if baseline else 0.0
-        estimate = share * (mean + (jnp.exp(log_weight) - 1) * (rewards - others)).mean(1)
+        estimate = share * (mean + (jnp.exp(log_weight) - 1) * (rewards - others)).mean(1)  # of w r + (1 - w) b
         return (next_seen[seen, action], log_weight), estimate
 
     shares = discount ** np.arange(length)
@@ -404,9 +414,10 @@ def with_policies(game: Game, policy: str, memory: int, probes: int, seed: int) 
 
 
 def with_samples(game: Game, episodes: int, length: int, baseline: bool, noise: float) -> Game:
-    """The same game as learners know it who have but samples of its returns. `make_game` explains."""
+    """The same game with a `sample`: by noise on f, or by episodes with its payoffs. `make_game` explains."""
 
     def noisy(key, x):
+        x = 1.0 * jnp.asarray(x)
         errors = noise * jax.random.normal(key, (2, 1 + x.size), x.dtype)  # of f_i, and of its derivatives by x
         return game.f(x) + errors[:, 0] + (errors[:, 1:] * (x - jax.lax.stop_gradient(x)).ravel()).sum(1)
 
@@ -445,10 +456,10 @@ def make_game(
         as in tabular policies); `mlp`, the network of `network_log_odds`.
       memory: how many rounds policies see, 1 or 2.
       probes: how many observations models see the probabilities of, drawn by `seed`; 0 is all of them.
-      episodes, episode_length, baseline: learners have but the `sampled_returns` of so many episodes of so many rounds,
-        150 if that is None; with 0 episodes they have the exact returns.
-      noise: learners of any game have its returns and their first derivatives with independent normal errors of this
-        standard deviation (what one error adds to higher derivatives is 0).
+      episodes, episode_length, baseline: learners see only `sampled_returns` of so many episodes of so many rounds, 150
+        if that is None; with 0 episodes they see f.
+      noise: learners, of any game, see f and its first derivatives with independent normal errors of this standard
+        deviation; higher derivatives are exact.
 
     Raises:
       ValueError: for another name, for anything else where the game is not iterated, or out of these ranges.
@@ -481,6 +492,8 @@ def make_game(
             raise ValueError(f"{flag}: takes numbers from {least}, not {value}")
     if not episodes and (episode_length is not None or not baseline):
         raise ValueError(f"{'no-baseline' if not baseline else 'episode-length'}: takes --episodes beside it")
+    if game.sample and (payoffs or discount is not None or other_policies or episodes or noise):
+        raise ValueError(f"game: takes one without samples of its own to change, not {game.name}")
     if episodes and noise:
         raise ValueError("noise: takes no --episodes beside it")
     if payoffs or discount is not None:
@@ -546,7 +559,7 @@ def mirrored(game: Game) -> Game:
 def follow(field, x: jax.Array, lr: float, steps: int, key=None) -> tuple[jax.Array, jax.Array]:
     """Follow x(t + 1) = x(t) + lr field(x(t)). (2, n) -> the last x, (2, n), and those before it, (steps, 2, n).
 
-    With a key, for fields that are estimates, `field(x, key)` has one of its own in each step.
+    With a key, for fields that are estimates, it is `field(x, key)`, and each step has its own key.
     """
     keys = () if key is None else (jax.random.split(key, steps),)
     return jax.lax.scan(lambda x, key: (x + lr * field(x, *key), x), x, keys, length=steps)
@@ -567,11 +580,10 @@ def exact_best_response(game: Game, x: jax.Array, agent: int) -> jax.Array:
     """
     z, other = game.log_odds(jnp.asarray(x)), 1 - agent
     wide = z.astype(jnp.promote_types(z.dtype, jnp.float32))
-    pasts = [past.replace("init", "").split() for past in game.labels]
-    memory = len(pasts[-1])
+    memory = len(game.labels[-1].split())
     # By the responder's observation, its own action (D, C) and the agent's: the next observation.
-    names = [[[" ".join([*past, own + its][-memory:]) for its in "DC"] for own in "DC"] for past in pasts]
-    arrives = np.array(game.labels) == np.array(names)[..., None]  # (o, 2, 2, o)
+    following = next_observations(memory).reshape(-1, 2, 2).swapaxes(1, 2)
+    arrives = following[..., None] == np.arange(len(following))  # (o, 2, 2, o)
     chance = jax.nn.sigmoid(wide[agent])[seen_by_the_other(memory)]
     chance = jnp.stack([1 - chance, chance], 1)[:, None]  # (o, 1, 2), of the agent's action
     transition = (chance[..., None] * arrives).sum(2)  # (o, 2, o)
@@ -580,12 +592,12 @@ def exact_best_response(game: Game, x: jax.Array, agent: int) -> jax.Array:
 
     def improve(_, response):  # (o,), 1 where it cooperates
         here = np.arange(len(response)), response
-        a = jnp.eye(len(pasts), dtype=wide.dtype) - game.discount * transition[here]
+        a = jnp.eye(len(following), dtype=wide.dtype) - game.discount * transition[here]
         # Once more without what all states have in common: in long games rounding would decide.
         value = eliminate(a, reward[here] - (1 - game.discount) * eliminate(a, reward[here])[0])
         return (reward + game.discount * (transition * value).sum(2)).argmax(1)
 
-    response = jax.lax.fori_loop(0, 20, improve, jnp.zeros(len(pasts), int))  # a few do, but for ties
+    response = jax.lax.fori_loop(0, 20, improve, jnp.zeros(len(following), int))  # a few do, but for ties
     return z.at[other].set(jnp.where(response, 30, -30))
 
 
@@ -624,7 +636,7 @@ def evaluate_game(
       steps, pairs: how many steps policies are followed for, and how many pairs of them.
       opponent: the rule of another learner, `opponent(x)`, (2, n) -> (2, n), to play beside as well, `versus_opponent`.
       initial: where agents start, (2, n), if not at random as everybody else.
-      sampled: whether agents follow estimates, `field(x, strengths, key)`. Whatever else learns does so exactly.
+      sampled: whether agents follow estimates, `field(x, strengths, key)`. All others follow `game.f`.
 
     Returns:
       Returns (pair, 2) as `self_play`, `best_response`, `exact_best_response` (iterated games), `versus_naive` and
@@ -666,7 +678,7 @@ def evaluate_game(
         return results
 
     # Episodes of all pairs at once would not fit in memory.
-    over_pairs = partial(jax.lax.map, one_pair) if sampled else jax.vmap(one_pair)
+    over_pairs = partial(jax.lax.map, one_pair) if sampled and game.iterated else jax.vmap(one_pair)
     results = over_pairs(jax.random.split(key, pairs))
     if game.planar:
         both, samples = jnp.stack([strength, strength]), jax.random.fold_in(key, pairs) if sampled else None

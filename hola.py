@@ -124,7 +124,7 @@ def main(argv=None):
     draw(figure, results, game)
     write(args.figure, partial(figure.savefig, dpi=150))
     print_table(results, game)
-    if game.sample:
+    if game.sample and "episodes" in vars(config):
         print("agents followed estimates; returns, best responses and the naive learners beside them are exact")
     print(f"wrote {args.results} and {args.figure}", flush=True)
 

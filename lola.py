@@ -51,7 +51,7 @@ class Config:
     policy: Annotated[str, "tabular", "mlp", "preconditioned"] = "tabular"  # what has parameters x, see games.py
     memory: Annotated[int, 1, 2] = 1  # rounds that policies see in iterated games; the default of lr depends on both
     episodes: Annotated[int, 0, 2**31 - 1] = 0  # episodes that returns and derivatives are estimated from; 0: exact
-    episode_length: Annotated[int | None, 1, 1000000] = None  # rounds of an episode, 150 unless it is given
+    episode_length: Annotated[int | None, 1, 1000000] = None  # rounds of an episode: 150, or 50 with --quick
     baseline: Annotated[bool, False, True] = True  # subtract the other episodes' mean reward, see games.py
     noise: Annotated[float, 0.0, 1e30] = 0.0  # standard deviation of errors of returns and derivatives, of any game
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
@@ -72,6 +72,7 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     settings = dict(game=getattr(game, "name", game), lr=played.lr, alpha=played.alphas)
     settings |= dict(eval_pairs=32, eval_steps=200) if played.planar else {}
     settings |= dict(eval_pairs=16) if quick else {}
+    settings |= dict(episode_length=50) if quick and changes.get("episodes") else {}
     return Config(**settings | changes)
 
 
@@ -88,8 +89,8 @@ def lola_gradient(f, x: jax.Array, alpha, variant: str = "exact", f_ahead=None) 
       x: joint policy, (2, n).
       alpha: look-ahead step, (), or one for each player, (2,). At 0 all forms are the naive gradient.
       variant: one of these names, or there is a ValueError.
-      f_ahead: what g_j is the gradient of, f itself if None. Where f is an estimate, a second, independent one: the
-        Taylor forms, products of both, are then unbiased, and the others as good as g_j is.
+      f_ahead: what g_j is the gradient of, f itself if None. Where f is an estimate, a second, independent one: Taylor
+        forms, products of both, are then unbiased. The others are biased by the variance of g_j, as f is not linear.
 
     Returns:
       (2, n), in units of return per unit of policy parameter.
@@ -106,8 +107,8 @@ def lola_gradient(f, x: jax.Array, alpha, variant: str = "exact", f_ahead=None) 
         def surrogate(own):
             joint = x.at[i].set(own)
 
-            def derivative(f, of):  # of f_i or f_j, by x_j
-                return jax.grad(lambda other: f(joint.at[j].set(other))[of])(joint[j])
+            def derivative(returns, of):  # of f_i or f_j, by x_j
+                return jax.grad(lambda other: returns(joint.at[j].set(other))[of])(joint[j])
 
             step = alpha[i] * derivative(f_ahead, j)
             if variant == "lookahead":
@@ -150,7 +151,7 @@ def main(argv=None):
     draw(figure, results, game)
     write(args.figure, partial(figure.savefig, dpi=150))
     print_table(results, game)
-    if game.sample:
+    if game.sample and "episodes" in vars(config):
         print("agents followed estimates; returns, best responses and the naive learners beside them are exact")
     print(f"wrote {args.results} and {args.figure}", flush=True)
 

@@ -70,7 +70,7 @@ class Config:
     memory: Annotated[int, 1, 2] = 1  # rounds that policies see in iterated games; the default of lr depends on both
     probes: Annotated[int, 0, 21] = 0  # how many observations the models see, the same for all, drawn by --seed; 0: all
     episodes: Annotated[int, 0, 2**31 - 1] = 0  # episodes that returns and derivatives are estimated from; 0: exact
-    episode_length: Annotated[int | None, 1, 1000000] = None  # rounds of an episode, 150 unless it is given
+    episode_length: Annotated[int | None, 1, 1000000] = None  # rounds of an episode: 150, or 50 with --quick
     baseline: Switch = True  # subtract the other episodes' mean reward, see games.py
     noise: Annotated[float, 0.0, 1e30] = 0.0  # standard deviation of errors of returns and derivatives, of any game
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
@@ -88,7 +88,7 @@ class Config:
     last_activation: Annotated[str, "tanh", "gelu"] = "tanh"  # the model's last nonlinearity (App. E; see README)
     share_params: Switch = True  # one parameter set for both players, theta_1 = theta_2 (App. D); if not, for each seat
     outer_steps: Count = 2000  # outer loops of Algorithm 1, best a multiple of 25, as chunks are
-    batch_size: Count = 128  # trajectories in an outer loop
+    batch_size: Count = 128  # trajectories in an outer loop; 4 with --quick --episodes
     rollout_length: Count = 100  # length T of an exploration trajectory (Algorithm 1)
     stride: Count = 10  # length k of an on-policy stretch (Algorithm 1); it must divide T
     explore: Switch = True  # stretches start on exploration trajectories (Algorithm 1); if not, as in Sec. 3.3
@@ -396,6 +396,7 @@ def sample_keys(key: jax.Array, game: Game, config: Config, axis=None) -> list[j
     """Keys of a stretch's estimates, (batch,) each: in exploration, on-policy, of rewards. None where f is exact."""
     if game.sample is None:
         return [None] * 3
+    # The key itself draws gammas, as it does without samples.
     return [own_share(jax.random.split(jax.random.fold_in(key, i), config.batch_size), axis) for i in range(3)]
 
 
@@ -595,7 +596,7 @@ def main(argv=None):
     write(args.figure, partial(figure.savefig, dpi=150))
     print_table(results, game)
     if game.sample:
-        print("trained on estimates, evaluated exactly")
+        print("trained on estimates; policies followed the exact gradient here, and returns are exact")
     print(f"wrote {args.results} and {args.figure}", flush=True)
 
 
@@ -680,7 +681,7 @@ def load_checkpoint(path, state, metrics: dict, config, args):
     settings, reason = json.loads(json.dumps(dataclasses.asdict(config))), "it is damaged"  # tuples as JSON's lists
     try:
         arrays = dict(np.load(path, allow_pickle=False))
-        had = json.loads(str(arrays["config"]))
+        had = dataclasses.asdict(Config()) | json.loads(str(arrays["config"]))  # new options were at their default
         differ = [name for name in settings if had.get(name) != settings[name] and not name.startswith("eval_")]
         reason = ", ".join(f"it has --{name.replace('_', '-')} {had.get(name)}" for name in differ) or reason
         saved = jax.tree.unflatten(jax.tree.structure(state), map(arrays.get, flatten("state", state)))

@@ -47,7 +47,7 @@ class Config:
     policy: Annotated[str, "tabular", "mlp", "preconditioned"] = "tabular"  # what has parameters x, see games.py
     memory: Annotated[int, 1, 2] = 1  # rounds that policies see in iterated games; the default of lr depends on both
     episodes: Annotated[int, 0, 2**31 - 1] = 0  # episodes that returns and derivatives are estimated from; 0: exact
-    episode_length: Annotated[int | None, 1, 1000000] = None  # rounds of an episode, 150 unless it is given
+    episode_length: Annotated[int | None, 1, 1000000] = None  # rounds of an episode: 150, or 50 with --quick
     baseline: Annotated[bool, False, True] = True  # subtract the other episodes' mean reward, see games.py
     noise: Annotated[float, 0.0, 1e30] = 0.0  # standard deviation of errors of returns and derivatives, of any game
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
@@ -66,6 +66,7 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     settings = dict(game=getattr(game, "name", game), lr=played.lr)
     settings |= dict(eval_pairs=32, eval_steps=200) if played.planar else {}
     settings |= dict(eval_pairs=16) if quick else {}
+    settings |= dict(episode_length=50) if quick and changes.get("episodes") else {}
     return Config(**settings | changes)
 
 
@@ -108,7 +109,7 @@ def main(argv=None):
     draw(figure, results, game)
     write(args.figure, partial(figure.savefig, dpi=150))
     print_table(results, game)
-    if game.sample:
+    if game.sample and "episodes" in vars(config):
         print("agents followed estimates; returns, best responses and the naive learners beside them are exact")
     print(f"wrote {args.results} and {args.figure}", flush=True)
 

@@ -128,7 +128,7 @@ PROBES = {(count, seed): f"probes{count}_{seed}_ipd" for count in (1, 2, 4, 8, 2
 for (count, seed), name in PROBES.items():
     RUNS[name] = Run("meva", "ipd", dict(memory=2, probes=count, seed=seed, eval_gammas=(0.95,)), quick=True)
 EPISODES = (128, 512, 2048, 4096)
-SAMPLED = dict(lola=10, meva=0.95)  # on the IPD with samples of returns alone: who learns, at which alpha or gamma
+SAMPLED = dict(lola=10, meva=0.95)  # who learns from samples on the IPD, and at which alpha or gamma
 
 
 def of_samples(script: str, episodes: int, baseline: bool = True) -> str:
@@ -137,10 +137,11 @@ def of_samples(script: str, episodes: int, baseline: bool = True) -> str:
 
 
 def runs_of_samples(script: str) -> dict[str, Run]:
-    """MeVa's with a batch of 4, and one seed where episodes are most: an estimate costs that much."""
+    """Those on the IPD; MeVa's of a single seed where an estimate takes longest."""
     runs = {}
     for episodes, baseline in [(0, True), *itertools.product(EPISODES, (True, False))]:
-        settings = dict(lola=dict(alpha=(10,)), meva=dict(batch_size=4, num_seeds=1 if episodes == 4096 else 3))[script]
+        seeds = 1 if episodes == 4096 or episodes == 2048 and not baseline else 3
+        settings = dict(lola=dict(alpha=(10,)), meva=dict(batch_size=4, num_seeds=seeds))[script]
         settings |= dict(episodes=episodes, episode_length=50) if episodes else {}
         settings |= {} if baseline else dict(baseline=False)
         runs[of_samples(script, episodes, baseline)] = Run(script, "ipd", settings, quick=True)
@@ -1338,20 +1339,23 @@ def table_of_games(runs: dict[str, Results]) -> str:
 
 
 def table_of_samples(runs: dict[str, Results]) -> str:
-    """LOLA at alpha = 10 and MeVa at gamma = .95 on the IPD, whose learners have but samples of their returns."""
+    """LOLA, which follows estimates, and MeVa, trained on them and evaluated with exact gradients, on the IPD."""
     rows = []
     for name, results in runs.items():
         script, config, i = RUNS[name].script, results["config"], at(results, SAMPLED[RUNS[name].script])
-        episodes = f"{config['episodes']}, {'with' if config['baseline'] else 'without'} baseline"
+        words = f"{config.get('episodes')}, {'with' if config.get('baseline') else 'without'} baseline"
         cells = [cell(results, key, i) for key in RETURNS]
         seeds = ", ".join(f"{value:.2f}" for value in results["self_play"][i].mean((1, 2)))
-        rows.append((labelled(script, results, i), episodes if config.get("episodes") else "exact", seeds, *cells))
+        rows.append((labelled(script, results, i), words if config.get("episodes") else "exact", seeds, *cells))
     others = [f"agent : {other}" for other in ("other", "best response", "exact best response", "naive learner")]
     return table(("", "episodes", "self-play of each seed", *others), rows)
 
 
 def draw_samples(figure: Figure, runs: dict):
-    """The agent's returns on the IPD by the episodes that learners have, each seed a point, and the mean a line."""
+    """The agent's returns on the IPD by the episodes of an estimate: points are seeds, and a line goes by their mean.
+
+    LOLA follows estimates. MeVa is trained on them, and evaluated with exact gradients.
+    """
     figure.set_size_inches(WIDTH, 4)
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     for axes, (script, setting) in zip(panels, SAMPLED.items()):
