@@ -59,8 +59,8 @@ class Game(NamedTuple):
     discount: float | None = None  # of an iterated game
     log_odds: Callable[[jax.Array], jax.Array] = lambda x: x  # of cooperating, in an iterated game, (2, n) -> (2, o)
     kind: tuple[str, int, int] = ("tabular", 1, 0)  # of an iterated game's policies: policy, memory, probes
-    # key, (2, n) -> (2,): a random estimate of f, whose derivatives (for LOLA second ones, too) are estimates of f's. None
-    # if learners have f itself. If nobody has it, f is an estimate by a fixed key, partial(sample, jax.random.key(0)).
+    # key, (2, n) -> (2,): a random estimate of f, whose derivatives (for LOLA second ones, too) are estimates. None if
+    # learners have f itself. If nobody has it, f is an estimate by a fixed key, partial(sample, jax.random.key(0)).
     sample: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
     @property
