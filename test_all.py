@@ -634,8 +634,8 @@ def test_each_script_evaluates_the_field_of_its_own_public_function(script, monk
     game, config, module = GAMES["imp"], tiny("imp", script), SCRIPTS[script]
     x, key, params = random_policies(game, 1)[0], jax.random.key(3), None
 
-    def spy(asked_key, asked, field, strength, lr, steps, pairs, opponent=None, initial=None):
-        assert opponent is None
+    def spy(asked_key, asked, field, strength, lr, steps, pairs, opponent=None, initial=None, sampled=False):
+        assert opponent is None and not sampled
         np.testing.assert_array_equal(initial, params.policy if script == "maml" else None)
         assert (asked, lr, steps, pairs) == (game, config.lr, 4, 3) and asked_key is key  # the same pairs for all
         strength = jnp.asarray(strength)
@@ -922,7 +922,7 @@ def stretches(monkeypatch, state, game, config, key, step=meva.outer_step):
     """
     seen = []
 
-    def spy(state, game, xs, gamma, config, axis):
+    def spy(state, game, xs, gamma, config, axis, keys):
         jax.debug.callback(lambda *drawn: seen.append(tuple(map(np.array, drawn))), xs, gamma, ordered=True)
         params = jax.tree.map(lambda leaf: 1.2 * leaf, state.params)
         return state._replace(params=params), dict.fromkeys(("loss", "td_error", "gradient_norm"), jnp.zeros(()))
