@@ -127,7 +127,7 @@ for kind in KINDS:
 PROBES = {(count, seed): f"probes{count}_{seed}_ipd" for count in (1, 2, 4, 8, 21) for seed in range(3)}
 for (count, seed), name in PROBES.items():
     RUNS[name] = Run("meva", "ipd", dict(memory=2, probes=count, seed=seed, eval_gammas=(0.95,)), quick=True)
-EPISODES = dict(lola=(128, 512, 2048, 4096), meva=(128, 512, 2048))
+EPISODES = (128, 512, 2048, 4096)
 SAMPLED = dict(lola=10, meva=0.95)  # who learns from samples on the IPD, and at which alpha or gamma
 
 
@@ -139,8 +139,8 @@ def of_samples(script: str, episodes: int, baseline: bool = True) -> str:
 def runs_of_samples(script: str) -> dict[str, Run]:
     """Those on the IPD; MeVa's of a single seed where an estimate takes longest."""
     runs = {}
-    for episodes, baseline in [(0, True), *itertools.product(EPISODES[script], (True, False))]:
-        seeds = 1 if episodes == 2048 and not baseline else 3
+    for episodes, baseline in [(0, True), *itertools.product(EPISODES, (True, False))]:
+        seeds = 1 if episodes == 4096 or episodes == 2048 and not baseline else 3
         settings = dict(lola=dict(alpha=(10,)), meva=dict(batch_size=4, num_seeds=seeds))[script]
         settings |= dict(episodes=episodes, episode_length=50) if episodes else {}
         settings |= {} if baseline else dict(baseline=False)
@@ -1354,25 +1354,27 @@ def table_of_samples(runs: dict[str, Results]) -> str:
 def draw_samples(figure: Figure, runs: dict):
     """The agent's returns on the IPD by the episodes of an estimate: points are seeds, and a line goes by their mean.
 
-    LOLA follows estimates. MeVa is trained on them, and evaluated with exact gradients.
+    It leaves out those with fewer seeds than exact returns have. LOLA follows estimates; MeVa is trained on them, and
+    evaluated with exact gradients.
     """
     figure.set_size_inches(WIDTH, 4)
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     for axes, (script, setting) in zip(panels, SAMPLED.items()):
         exact = runs[of_samples(script, 0)]
+        count = exact["config"]["num_seeds"]
         for axis, (key, label) in zip(axes, list(PLAYS.items())[:2]):
             for baseline, marker in ((True, "o-"), (False, "s--")):
                 color, words = COLORS[script] if baseline else "black", f"with{'' if baseline else 'out'} baseline"
                 means = []
-                for episodes in EPISODES[script]:
+                for episodes in EPISODES:
                     results = runs[of_samples(script, episodes, baseline)]
                     agents = results[key][at(results, setting)][..., 0].mean(1)  # (seed,)
                     axis.plot([episodes] * len(agents), agents, marker[0], color=color, markersize=2)
-                    means.append(agents.mean())
-                axis.plot(EPISODES[script], means, marker, color=color, markersize=4, fillstyle="none", label=words)
+                    means.append(agents.mean() if len(agents) == count else np.nan)
+                axis.plot(EPISODES, means, marker, color=color, markersize=4, fillstyle="none", label=words)
             axis.axhline(exact[key][at(exact, setting)][..., 0].mean(), color="gray", linestyle=":", label="exact")
             axis.set(title=f"{TITLES[script]}, {SYMBOLS[script]} = {setting:g}: {label[0]}", xscale="log")
-            axis.set_xticks(EPISODES["lola"], EPISODES["lola"])
+            axis.set_xticks(EPISODES, EPISODES)
             axis.minorticks_off()
             axis.legend()
         axes[0].set_ylabel("agent's expected return per round")

@@ -48,7 +48,7 @@ import plots
 from games import GAMES, Game, simultaneous_gradient
 
 # Many tests run the same programs, in this process and in others: compile each once.
-CACHE = tempfile.mkdtemp()
+CACHE = os.path.join(tempfile.gettempdir(), "jax-" + os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid())))
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ |= {"JAX_COMPILATION_CACHE_DIR": CACHE, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 jax.config.update("jax_compilation_cache_dir", CACHE)
@@ -489,7 +489,10 @@ def test_logistic_game_has_its_two_fixed_points_and_the_saddle():
 # games.py: what becomes of policies
 
 
-@pytest.mark.parametrize("name, policy", [("logistic", {}), ("ultimatum", {}), ("ipd", {"policy": "mlp"}), ("imp", {})])
+NETWORKS = pytest.param("ipd", {"policy": "mlp"}, marks=slow)
+
+
+@pytest.mark.parametrize("name, policy", [("logistic", {}), ("ultimatum", {}), ("imp", {}), NETWORKS])
 def test_evaluation_against_a_loop(name, policy):
     """Self-play, best response and shaping from each seat, step by step in Python for one pair and one strength."""
     game, strength, lr, steps, key = games.make_game(name, **policy), 0.7, 0.3, 4, jax.random.key(7)
@@ -559,11 +562,7 @@ def best_response_value(policy, own, discount=0.96):
 
 
 def test_best_responses_against_value_iteration():
-    """The exact one is as good as any; the gradient one comes close in 2000 steps, and none finds a better.
-
-    Beside an agent that sees two rounds, responses that see one may be worse; beside one that sees one round, seeing
-    two is of no use.
-    """
+    """The exact one is as good as any; the gradient one comes close in 2000 steps, and none finds a better."""
     rewards = {"DD": -2, "CD": 0, "DC": -3, "CC": -1}
     game, xs = GAMES["ipd"], random_policies(GAMES["ipd"], 32)
     exact = jax.jit(jax.vmap(lambda x: games.exact_best_response(game, x, 0)))(xs)
@@ -575,29 +574,40 @@ def test_best_responses_against_value_iteration():
     gain = returns(exact)[:, 1] - returns(learned)[:, 1]
     assert gain.min() > -1e-4 and gain.max() < 0.02, gain
 
-    # Long games, in which rounding makes policy iteration go round in circles; payoffs that are much alike.
-    sure = np.array(list(itertools.product((C, D), repeat=5)))  # all deterministic policies that see one round
+
+SURE = np.array(list(itertools.product((C, D), repeat=5)))  # all deterministic policies that see one round
+
+
+@slow
+def test_exact_best_responses_in_long_games():
+    """In which rounding makes policy iteration go round in circles; and beside payoffs that are much alike."""
     alike = dict(payoffs=(1000, 998, 1001, 999), discount=0.99)
     for settings in (dict(discount=0.999), dict(game="chicken", discount=0.999), alike):
         long, policies = games.make_game(**settings), 2 * random_policies(GAMES["ipd"], 1000)
         policies = policies.at[0, 0].set(jnp.array([1.65509, -0.911662, -0.993471, 1.752711, 0.751890]))
         ends = jax.jit(jax.vmap(lambda x: games.exact_best_response(long, x, 0)))(policies)
         with jax.enable_x64(True):
-            search = jax.vmap(lambda x: jax.vmap(lambda y: long.f(x.at[1].set(y)))(jnp.asarray(sure))[:, 1].max())
+            search = jax.vmap(lambda x: jax.vmap(lambda y: long.f(x.at[1].set(y)))(jnp.asarray(SURE))[:, 1].max())
             best, got = jax.jit(search)(np.float64(policies)), jax.jit(jax.vmap(long.f))(np.float64(ends))[:, 1]
             lost = np.asarray(best - got)
         assert -1e-9 < lost.min() and lost.max() < 1e-6 * np.ptp(long.payoffs), (settings, lost.max())
 
+
+@slow
+def test_exact_best_responses_that_see_two_rounds():
+    """Beside an agent that sees two, those that see one may be worse; beside one that sees one, two are of no use."""
+    rewards, xs = {"DD": -2, "CD": 0, "DC": -3, "CC": -1}, random_policies(GAMES["ipd"], 32)
+    exact = jax.jit(jax.vmap(lambda x: GAMES["ipd"].f(games.exact_best_response(GAMES["ipd"], x, 0))))(xs)
     wide = games.make_game("ipd", memory=2)
     longer = lambda x: jnp.concatenate([x[..., :5], *[x[..., 1:5]] * 4], -1)  # the same policy, seeing two rounds
     respond = jax.jit(jax.vmap(lambda x: games.exact_best_response(wide, x, 0)))
-    searched = jax.jit(jax.vmap(lambda x: jax.vmap(lambda y: wide.f(x.at[1].set(y)))(longer(sure))[:, 1].max()))
+    searched = jax.jit(jax.vmap(lambda x: jax.vmap(lambda y: wide.f(x.at[1].set(y)))(longer(SURE))[:, 1].max()))
     xs_2, returns_2 = 2 * random_policies(wide, 16), jax.jit(jax.vmap(wide.f))
     best = returns_2(respond(xs_2))[:, 1]
     np.testing.assert_allclose(best, [best_response_value(x[0], rewards) for x in xs_2], atol=1e-4)
     short = best - searched(xs_2)
     assert short.min() > -1e-5 and short.max() > 0.1
-    np.testing.assert_allclose(returns_2(respond(longer(xs)))[:, 1], returns(exact)[:, 1], atol=1e-4)
+    np.testing.assert_allclose(returns_2(respond(longer(xs)))[:, 1], exact[:, 1], atol=1e-4)
     uneven = games.make_game("bach_or_stravinsky", memory=2)  # and player 1 responds
     got = jax.jit(jax.vmap(lambda x: uneven.f(games.exact_best_response(uneven, x, 1))))(xs_2)[:, 0]
     rewards = {"DD": 2, "CD": 0, "DC": 0, "CC": 3}
@@ -747,7 +757,7 @@ def lola_by_differences(f, i, x, alpha, variant):
     return difference(lambda own: surrogate(put(x, i, own)), x[i])
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [KINDS[0], pytest.param(KINDS[1], marks=slow), KINDS[2]])
 def test_look_ahead_gradients_against_nested_finite_differences(name):
     """In float64, each player with an alpha of its own."""
     game, alpha = GAMES[name], np.array([3.0, 1.0])
@@ -797,6 +807,7 @@ def test_the_right_side_of_colas_equation_against_finite_differences(share_param
         np.testing.assert_allclose(loss, ((model(x) - expected) ** 2).sum(), rtol=1e-5)
 
 
+@slow
 def test_the_gradient_of_the_consistency_loss_goes_through_both_of_its_sides():
     params, _ = make_cola("tandem")
     game, x, alpha = GAMES["tandem"], random_policies(GAMES["tandem"], 1)[0], 0.2
@@ -934,10 +945,10 @@ def stretches(monkeypatch, state, game, config, key, step=meva.outer_step):
     return map(np.array, zip(*seen))
 
 
-OPPONENTS = [pytest.param(*case, marks=slow) for case in (("U", "lola"), ("U", "naive"), ("V", "lola"))]
+OPPONENTS = [pytest.param(*case, marks=slow) for case in (("V", "self"), ("U", "lola"), ("U", "naive"), ("V", "lola"))]
 
 
-@pytest.mark.parametrize("form, opponent", [("U", "self"), ("V", "self"), *OPPONENTS])
+@pytest.mark.parametrize("form, opponent", [("U", "self"), *OPPONENTS])
 def test_an_outer_loop_against_plain_loops(form, opponent):
     """Algorithm 1 with exploration and every technique, or Sec. 3.3 with Eq. 7's both sides, in float64.
 
@@ -1082,7 +1093,8 @@ def test_each_seat_has_a_model_of_its_own_beside_an_opponent(opponent, monkeypat
     np.testing.assert_allclose(played(x), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("opponent", ["naive", pytest.param("lola", marks=slow)])
+@slow
+@pytest.mark.parametrize("opponent", ["naive", "lola"])
 def test_a_model_is_trained_on_samples_wherever_it_asks_for_returns(opponent):
     """And its opponent in exploration, too. Samples that are another game's returns do as that game's exact ones."""
     config = tiny("ipd", opponent=opponent, variant="exact", alpha=7.0, form="U", explore=True)
@@ -1260,10 +1272,10 @@ def test_training_reaches_the_meta_value_of_a_quadratic_game_of_ones_own(form):
 # Whoever copies: dtypes, lists, games of one's own
 
 
-OTHER_KINDS = [pytest.param(name, marks=slow) for name, game in GAMES.items() if game.planar and name not in KINDS]
+OTHER_KINDS = [name for name, game in GAMES.items() if name in KINDS[1:] or game.planar and name not in KINDS]
 
 
-@pytest.mark.parametrize("name", [*KINDS, *OTHER_KINDS])
+@pytest.mark.parametrize("name", [KINDS[0], *(pytest.param(name, marks=slow) for name in OTHER_KINDS)])
 def test_public_functions_keep_the_dtype_of_x(name):
     """With jax_enable_x64 on as well as off; bfloat16 on iterated games. Models on one game of each kind."""
     game, both = GAMES[name], [0.5, 1.0]
@@ -1493,7 +1505,7 @@ def test_beside_an_opponent_a_run_has_a_name_of_its_own_and_is_resumed(tmp_path)
     assert np.abs(first["params/0/readout/w"] - first["params/1/readout/w"]).min() > 0
 
 
-@pytest.mark.parametrize("script", MODELS)
+@pytest.mark.parametrize("script", [pytest.param("cola", marks=slow), "maml", "meva"])
 def test_train_is_what_the_script_does_chunk_by_chunk(script, once):
     written, module, config = once(script, "logistic")[1], SCRIPTS[script], tiny("logistic", script)
     key = jax.random.split(jax.random.key(config.seed))[0]
@@ -1804,7 +1816,7 @@ Figure.savefig = lambda *_, **__: signal.raise_signal(signal.SIGINT)"""
         ("meva", "--game logistic", FULL, "", 1, "No space left on device", []),
         ("naive", "--game tandem", STOPPED, "", 130, "KeyboardInterrupt", ["results/naive_tandem.npz"]),
         ("meva", "--game tandem", "", "cuda", 1, "cuda", []),
-        ("meva", "--batch-size 100000000", "", "cpu", 1, "", ["results/meva_ipd.checkpoint.npz"]),
+        ("naive", "--game tandem --eval-pairs 2000000000", "", "cpu", 1, "", []),
     ],
 )
 def test_what_fails_from_outside_gets_one_line(script, words, before, platform, status, said, left, tmp_path):
@@ -1876,7 +1888,8 @@ def by_devices(function, count):
     return jax.jit(each)(jnp.arange(count))
 
 
-@pytest.mark.parametrize("script", [pytest.param("cola", marks=slow), "meva"])
+@slow
+@pytest.mark.parametrize("script", TRAINED)
 def test_devices_that_share_a_batch_do_what_one_does(script, monkeypatch):
     """An outer step is the same on each of them, to rounding, and the settings of an evaluation are dealt out."""
     monkeypatch.setattr(cola, "ORDERS", (0, 1))
@@ -1932,7 +1945,7 @@ def test_as_many_devices_as_divide_seeds_and_batch(seeds, batch, hosts, flag, sh
     assert used == list(itertools.product(range(len(hosts)), range(devices.size // len(hosts))))
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [pytest.param(name, marks=slow) if name == "cola" else name for name in SCRIPTS])
 def test_programs_are_fit_for_a_gpu(script, monkeypatch):
     """Without one: they are lowered for it, call nothing but XLA, and multiply matrices in full float32."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -2026,9 +2039,9 @@ def test_every_command_makes_the_run_that_it_is_for(name, tmp_path):
     config, _, args = SCRIPTS[script.removesuffix(".py")].parse(words)
     assert args.results == (path := plots.paths_of(name, tmp_path)[0])
     of_the_game = {"payoffs": (4, 0, 3, 1), "discount": 0.5, "policy": "mlp", "memory": 2, "probes": 3}
-    of_the_game |= {"episodes": 7, "episode_length": 7, "noise": 7.0} | ({"baseline": True} if "no_b" in name else {})
     if not GAMES[config.game].iterated:
         of_the_game = dict.fromkeys(of_the_game)
+    of_the_game |= {"episodes": 7, "episode_length": 7, "noise": 7.0} | ({"baseline": True} if "no_b" in name else {})
     for key in (None, *(key for key in vars(config) if key not in ("game", "outer_steps"))):
         change = {key: of_the_game.get(key, 77)} if key else {}
         np.savez(path, config=json.dumps({"outer_steps": 3} | vars(config) | change), sweep=np.zeros(3))
