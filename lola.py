@@ -59,6 +59,7 @@ class Config:
     lr: Annotated[float, 0.0, 1e30] = 2.0  # step size of the policies, the paper's alpha in Eq. 1
     alpha: Annotated[tuple[float, ...], 0.0, 1e30] = GAMES["ipd"].alphas  # look-ahead steps (Eq. 2, App. B)
     variant: Annotated[str, "exact", "taylor", "taylor-stop", "lookahead"] = "exact"  # form of the surrogate
+    lookahead: Annotated[int, 1, 1000] = 1  # imagined steps of the opponent, of size alpha each
     eval_pairs: Annotated[int, 1, 2**31 - 1] = 256  # policy pairs for each alpha and seed (Sec. 5.2)
     eval_steps: Annotated[int, 1, 2**31 - 1] = 500  # steps that they are followed for
 
@@ -76,12 +77,12 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     return Config(**settings | changes)
 
 
-def lola_gradient(f, x: jax.Array, alpha, variant: str = "exact", f_ahead=None) -> jax.Array:
+def lola_gradient(f, x: jax.Array, alpha, variant: str = "exact", f_ahead=None, lookahead: int = 1) -> jax.Array:
     """LOLA's update direction (App. B), and those of its relatives. Row i is the derivative by x_i, j the other, of
 
         exact          f_i(x_i, x_j + alpha g_j(x)), with g_j = d f_j / d x_j the opponent's naive gradient
         lookahead      the same with g_j held constant (Zhang and Lesser, 2010)
-        taylor         f_i(x) + alpha (d f_i / d x_j) . g_j(x), the first order of the exact form in alpha
+        taylor         f_i(x) + (d f_i / d x_j) . alpha g_j(x), the first order of the exact form in alpha
         taylor-stop    the same with d f_i / d x_j held constant, LOLA as published (Foerster et al., 2018)
 
     Args:
@@ -91,6 +92,7 @@ def lola_gradient(f, x: jax.Array, alpha, variant: str = "exact", f_ahead=None) 
       variant: one of these names, or there is a ValueError.
       f_ahead: what g_j is the gradient of, f itself if None. Where f is an estimate, a second, independent one: Taylor
         forms, products of both, are then unbiased. The others are biased by the variance of g_j, as f is not linear.
+      lookahead: how many naive steps the opponent takes against x_i: the sum of all of them stands for alpha g_j.
 
     Returns:
       (2, n), in units of return per unit of policy parameter.
@@ -107,15 +109,17 @@ def lola_gradient(f, x: jax.Array, alpha, variant: str = "exact", f_ahead=None) 
         def surrogate(own):
             joint = x.at[i].set(own)
 
-            def derivative(returns, of):  # of f_i or f_j, by x_j
-                return jax.grad(lambda other: returns(joint.at[j].set(other))[of])(joint[j])
+            def derivative(returns, of, other):  # of f_i or f_j, by x_j
+                return jax.grad(lambda other: returns(joint.at[j].set(other))[of])(other)
 
-            step = alpha[i] * derivative(f_ahead, j)
+            step = jnp.zeros_like(own)
+            for _ in range(lookahead):
+                step += alpha[i] * derivative(f_ahead, j, joint[j] + step)
             if variant == "lookahead":
                 step = jax.lax.stop_gradient(step)
             if variant in ("exact", "lookahead"):
                 return f(joint.at[j].add(step))[i]
-            slope = derivative(f, i)
+            slope = derivative(f, i, joint[j])
             if variant == "taylor-stop":
                 slope = jax.lax.stop_gradient(slope)
             return f(joint)[i] + (slope * step).sum()
@@ -130,7 +134,7 @@ def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]
 
     def field(x, alpha, key=None):
         f, f_ahead = (game.f, None) if key is None else map(game.returns, jax.random.split(key))
-        return lola_gradient(f, x, alpha, config.variant, f_ahead)
+        return lola_gradient(f, x, alpha, config.variant, f_ahead, config.lookahead)
 
     settings = dict(lr=config.lr, steps=config.eval_steps, pairs=config.eval_pairs, sampled=game.sample is not None)
     return jax.vmap(partial(evaluate_game, key, game, field, **settings))(jnp.array(config.alpha))

@@ -1816,7 +1816,7 @@ Figure.savefig = lambda *_, **__: signal.raise_signal(signal.SIGINT)"""
         ("meva", "--game logistic", FULL, "", 1, "No space left on device", []),
         ("naive", "--game tandem", STOPPED, "", 130, "KeyboardInterrupt", ["results/naive_tandem.npz"]),
         ("meva", "--game tandem", "", "cuda", 1, "cuda", []),
-        ("naive", "--game tandem --eval-pairs 2000000000", "", "cpu", 1, "", []),
+        ("maml", "--game tandem --batch-size 1000000000", "", "cpu", 1, "Out of memory", []),
     ],
 )
 def test_what_fails_from_outside_gets_one_line(script, words, before, platform, status, said, left, tmp_path):
