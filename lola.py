@@ -59,7 +59,7 @@ class Config:
     lr: Annotated[float, 0.0, 1e30] = 2.0  # step size of the policies, the paper's alpha in Eq. 1
     alpha: Annotated[tuple[float, ...], 0.0, 1e30] = GAMES["ipd"].alphas  # look-ahead steps (Eq. 2, App. B)
     variant: Annotated[str, "exact", "taylor", "taylor-stop", "lookahead"] = "exact"  # form of the surrogate
-    lookahead: Annotated[int, 1, 1000] = 1  # imagined steps of the opponent, of size alpha each
+    lookahead: Annotated[int, 1, 100] = 1  # steps alpha g_j of the opponent that are imagined
     eval_pairs: Annotated[int, 1, 2**31 - 1] = 256  # policy pairs for each alpha and seed (Sec. 5.2)
     eval_steps: Annotated[int, 1, 2**31 - 1] = 500  # steps that they are followed for
 

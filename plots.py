@@ -36,9 +36,10 @@ from matplotlib.figure import Figure
 from games import GAMES, Game, exact_best_response, follow, game_of, simultaneous_gradient, state_distribution
 
 COLORS = {"naive": "tab:gray", "lola": "tab:orange", "hola": "tab:green", "cola": "tab:purple", "maml": "tab:red"}
-COLORS["meva"] = "tab:blue"
-TITLES = {"naive": "naive", "lola": "LOLA", "hola": "HOLA(2)", "cola": "COLA", "maml": "M-MAML", "meva": "MeVa"}
-SYMBOLS = {"lola": r"$\alpha$", "hola": r"$\alpha$", "cola": r"$\alpha$", "meva": r"$\gamma$"}  # what is swept
+COLORS |= {"sos": "tab:brown", "meva": "tab:blue"}
+TITLES = {"naive": "naive", "lola": "LOLA", "hola": "HOLA(2)", "cola": "COLA", "maml": "M-MAML", "sos": "SOS"}
+TITLES["meva"] = "MeVa"
+SYMBOLS = {**dict.fromkeys(("lola", "hola", "cola", "sos"), r"$\alpha$"), "meva": r"$\gamma$"}  # what is swept
 PLAYS = {  # what is played, and who the second player is
     "self_play": ("self-play", "other agent"),
     "best_response": ("against a best response", "best response"),
@@ -479,7 +480,7 @@ def draw_basins(figure: Figure, runs: dict):
     alphas = np.unique(np.concatenate([runs[f"{script}_logistic"]["sweep"] for script in ("lola", "hola", "cola")]))
     gammas = runs["meva_logistic"]["sweep"]
     at_gammas = len(alphas) + np.arange(len(gammas))
-    for script in SYMBOLS:
+    for script in ("lola", "hola", "cola", "meva"):
         results = runs[f"{script}_logistic"]
         ticks = at_gammas if script == "meva" else np.searchsorted(alphas, results["sweep"])
         shares = results["basin_fraction"]  # (S, seed)
@@ -919,7 +920,7 @@ class Contestant(NamedTuple):
 
 def contestants(game: Game, runs: dict[str, Results], play: Protocol) -> dict[str, Contestant]:
     """Those of the tournament on an iterated game, by name: rules, trained ones of which there are runs, policies."""
-    naive, lola, hola, cola = (SCRIPTS[name] for name in ("naive", "lola", "hola", "cola"))
+    naive, lola, hola, cola, sos = (SCRIPTS[name] for name in ("naive", "lola", "hola", "cola", "sos"))
 
     def learner(step_sizes, x, seat, gammas):  # naive, with step sizes of its own
         return naive.naive_gradient(game.f, x)[seat] * step_sizes[seat] / play.lr
@@ -932,6 +933,7 @@ def contestants(game: Game, runs: dict[str, Results], play: Protocol) -> dict[st
         "lola": look_ahead(lola.lola_gradient),
         "lola-taylor-stop": look_ahead(lola.lola_gradient, variant="taylor-stop"),
         "hola2": look_ahead(hola.hola_gradient, order=2),
+        "sos": look_ahead(sos.sos_gradient, scale=1 / (1 - game.discount)),
     }
     if "cola" in runs:
         rule = lambda model, x, seat, gammas: cola.cola_gradient(model, game, x, play.alpha)[seat]
