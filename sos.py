@@ -130,7 +130,7 @@ def sos_gradient(f, x: jax.Array, alpha, variant: str = "sos", scale: float = 1.
     if variant == "extragradient":
         direction = gradient(x - alpha * xi)
     if variant == "cgd":
-        direction = jnp.linalg.solve(jnp.eye(x.size) + alpha * matrix(H_o), xi.ravel()).reshape(x.shape)
+        direction = jnp.linalg.solve(jnp.eye(x.size, dtype=x.dtype) + alpha * matrix(H_o), xi.ravel()).reshape(x.shape)
     if variant == "lss":
         inverse = jnp.linalg.pinv(matrix(H))
         direction = xi + transposed(H, (inverse * xi.ravel()).sum(1).reshape(x.shape))
