@@ -59,7 +59,7 @@ class Config:
     lr: Annotated[float, 0.0, 1e30] = 2.0  # step size of the policies, the paper's alpha in Eq. 1
     alpha: Annotated[tuple[float, ...], 0.0, 1e30] = GAMES["ipd"].alphas  # look-ahead steps (Eq. 2, App. B)
     variant: Annotated[str, "exact", "taylor", "taylor-stop", "lookahead"] = "exact"  # form of the surrogate
-    lookahead: Annotated[int, 1, 100] = 1  # steps alpha g_j of the opponent that are imagined
+    lookahead: Annotated[int, 1, 20] = 1  # steps alpha g_j of the opponent that are imagined
     eval_pairs: Annotated[int, 1, 2**31 - 1] = 256  # policy pairs for each alpha and seed (Sec. 5.2)
     eval_steps: Annotated[int, 1, 2**31 - 1] = 500  # steps that they are followed for
 
@@ -82,7 +82,7 @@ def lola_gradient(f, x: jax.Array, alpha, variant: str = "exact", f_ahead=None, 
 
         exact          f_i(x_i, x_j + alpha g_j(x)), with g_j = d f_j / d x_j the opponent's naive gradient
         lookahead      the same with g_j held constant (Zhang and Lesser, 2010)
-        taylor         f_i(x) + (d f_i / d x_j) . alpha g_j(x), the first order of the exact form in alpha
+        taylor         f_i(x) + (d f_i / d x_j) . alpha g_j(x), the first order of the exact form in j's step
         taylor-stop    the same with d f_i / d x_j held constant, LOLA as published (Foerster et al., 2018)
 
     Args:
@@ -91,8 +91,10 @@ def lola_gradient(f, x: jax.Array, alpha, variant: str = "exact", f_ahead=None, 
       alpha: look-ahead step, (), or one for each player, (2,). At 0 all forms are the naive gradient.
       variant: one of these names, or there is a ValueError.
       f_ahead: what g_j is the gradient of, f itself if None. Where f is an estimate, a second, independent one: Taylor
-        forms, products of both, are then unbiased. The others are biased by the variance of g_j, as f is not linear.
-      lookahead: how many naive steps the opponent takes against x_i: the sum of all of them stands for alpha g_j.
+        forms, products of both, are then unbiased. The others are biased by the variance of g_j, as f is not linear,
+        and so are several steps.
+      lookahead: how many naive steps the opponent takes against x_i: the sum of all of them stands for alpha g_j. Each
+        is one more to compile.
 
     Returns:
       (2, n), in units of return per unit of policy parameter.

@@ -1,22 +1,23 @@
-"""SOS, stable opponent shaping: LOLA where it helps, LookAhead where LOLA would not converge; and its family.
+"""SOS, stable opponent shaping: LOLA as far as it does not turn against LookAhead, which it is near fixed points.
 
 Letcher et al., Stable Opponent Shaping in Differentiable Games (2019), in its notation: losses are L = -f, xi is the
 simultaneous gradient, xi_i = dL_i / dx_i, H its Jacobian, of blocks H_ij = dxi_i / dx_j, and H_o the same without the
 diagonal ones, H_ii. Players descend
 
-    xi_0 - p alpha chi,    with xi_0 = (I - alpha H_o) xi and chi_i = H_ji^T dL_i / dx_j:
+    xi_0 - p alpha chi,    with xi_0 = (I - alpha H_o) xi and chi_i = H_ji^T dL_i / dx_j, j the other player:
 
-LookAhead at p = 0 and LOLA, in its first order in alpha, at p = 1. SOS takes the p of Sec. 3.2, such that it converges
-to stable fixed points and to nothing else. `--variant` has what it was compared with, as `sos_gradient` explains.
-Two thresholds and a weight are meant for returns that are not multiplied by 1 - discount, as ours are: in an iterated
-game a run takes them for f / (1 - discount). On the IPD alpha = 25 and lr = 25 are steps of 1 there.
+LookAhead at p = 0 and LOLA (lola.py's `taylor`) at p = 1. SOS takes the p of their Algorithm 1. For small alpha it then
+converges locally to stable fixed points (Thm. 4), to fixed points alone (Prop. 5), and almost surely to no strict
+saddle (Thm. 6). `--variant` has what it was compared with, as `sos_gradient` explains.
+Their code does not multiply returns by 1 - discount. What depends on it, the threshold b and |xi|^2 in p and the offset
+in SGA's sign, is computed for f / (1 - discount); alpha = 25 and lr = 25 on the IPD are theirs of 1.
 
     python sos.py --game ipd           returns over alpha: 25 seconds on a 2-core CPU
     python sos.py --game tandem        the game that SOS was made for: 5 seconds
 
-What to expect on the IPD: defection (-2) at alpha = 0 and cooperation around alpha = 10, as with LOLA. On Tandem LOLA's
-players push on, sure that the other will yield, to where both lose; those of SOS stop where naive ones do. A run prints
-a table and writes results/sos_GAME.npz and figures/sos_GAME.png.
+What to expect on the IPD: defection (-2) at alpha = 0, mostly cooperation from alpha = 10 on (-1.3). On Tandem LOLA's
+players push on to where both lose; those of SOS stop where naive ones do, at its default alphas. A run prints a table
+and writes results/sos_GAME.npz and figures/sos_GAME.png.
 """
 
 import dataclasses
@@ -54,10 +55,10 @@ class Config:
     memory: Annotated[int, 1, 2] = 1  # rounds that policies see in iterated games; the default of lr depends on both
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
     num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each with policies of its own: seed, seed + 1, ...
-    lr: Annotated[float, 0.0, 1e30] = 2.0  # step size of the policies, the paper's alpha in Eq. 1
+    lr: Annotated[float, 0.0, 1e30] = 2.0  # step size of the policies; in Letcher et al. it is alpha itself
     alpha: Annotated[tuple[float, ...], 0.0, 1e30] = GAMES["ipd"].alphas  # look-ahead steps, or weights (CO, SGA)
     variant: Annotated[str, *VARIANTS] = "sos"  # which of the family
-    eval_pairs: Annotated[int, 1, 2**31 - 1] = 256  # policy pairs for each alpha and seed (Sec. 5.2)
+    eval_pairs: Annotated[int, 1, 2**31 - 1] = 256  # policy pairs for each alpha and seed
     eval_steps: Annotated[int, 1, 2**31 - 1] = 500  # steps that they are followed for
 
     def __post_init__(self):
@@ -74,22 +75,23 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
 
 
 def sos_gradient(f, x: jax.Array, alpha, variant: str = "sos", scale: float = 1.0) -> jax.Array:
-    """The update direction of SOS (Letcher et al., 2019), and those of its family: minus
+    """The update direction of SOS (Letcher et al., 2019), and those of its family: it ascends, so minus
 
-        sos            xi_0 - p alpha chi, with p from both criteria of Sec. 3.2, a = 0.5 and b = 0.1
-        lookahead      xi_0 = xi - alpha H_o xi (Zhang and Lesser, 2010)
+        sos            xi_0 - p alpha chi, with p from `sos_p`
+        lookahead      xi_0 = xi - alpha H_o xi, the first order of lola.py's form (Zhang and Lesser, 2010)
         consensus      xi + alpha H^T xi (Mescheder et al., 2017)
-        sga            xi +- alpha A^T xi, with A = (H - H^T) / 2 (Balduzzi et al., 2018, Sec. 3.5 for the sign)
+        sga            xi +- alpha A^T xi, with A = (H - H^T) / 2 (Balduzzi et al., 2018)
         extragradient  xi(x - alpha xi) (Korpelevich, 1976)
-        cgd            (I + alpha H_o)^-1 xi (Schaefer and Anandkumar, 2019)
-        lss            xi + H^T H^-1 xi (Mazumdar et al., 2019), with the pseudo-inverse for their regularisation
+        cgd            (I + alpha H_o)^-1 xi (Schaefer and Anandkumar, 2019); it can be singular at a large alpha
+        lss            xi + H^T H^-1 xi (Mazumdar et al., 2019), with the pseudo-inverse in place of a regularised one
 
     Args:
       f: differentiable game, (2, n) -> (2,).
       x: joint policy, (2, n).
-      alpha: look-ahead step, or weight, of both players, (). At 0 all but LSS are the naive gradient.
+      alpha: look-ahead step of both players, (); of CO and SGA their gamma and lambda, in published code 1 for losses
+        that are not normalised, 25 here on the IPD. At 0 all are the naive gradient but LSS, which does not have it.
       variant: one of these names, or there is a ValueError.
-      scale: what f is to be multiplied by for b, in SOS, and for the offset of the sign, in SGA. alpha is that of f.
+      scale: what f is to be multiplied by for SOS's b and |xi|^2 and SGA's offset. alpha is that of f.
 
     Returns:
       (2, n), in units of return per unit of policy parameter.
@@ -111,9 +113,9 @@ def sos_gradient(f, x: jax.Array, alpha, variant: str = "sos", scale: float = 1.
     def transposed(linear, v):
         return jax.linear_transpose(linear, v)(v)[0]
 
-    def matrix(linear):  # (2 n, 2 n)
+    def matrix(linear):  # (2 n, 2 n), not in half a precision
         columns = jax.vmap(linear)(jnp.eye(x.size, dtype=x.dtype).reshape(-1, *x.shape))
-        return columns.reshape(x.size, x.size).T
+        return columns.reshape(x.size, x.size).T.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     if variant in ("sos", "lookahead"):
         direction = xi - alpha * H_o(xi)
@@ -124,23 +126,26 @@ def sos_gradient(f, x: jax.Array, alpha, variant: str = "sos", scale: float = 1.
     if variant == "consensus":
         direction = xi + alpha * transposed(H, xi)
     if variant == "sga":
-        rotation, hamiltonian = (transposed(H, xi) - H(xi)) / 2, transposed(H, xi)
-        aligned = (xi * hamiltonian).sum() * (rotation * hamiltonian).sum() / x.size
-        direction = xi + alpha * jnp.sign(aligned + 0.1) * rotation
+        slope = transposed(H, xi)  # of |xi|^2 / 2
+        adjustment = (slope - H(xi)) / 2
+        aligned = (xi * slope).sum() * (adjustment * slope).sum() / x.size
+        direction = xi + alpha * jnp.sign(aligned + 0.1) * adjustment
     if variant == "extragradient":
         direction = gradient(x - alpha * xi)
     if variant == "cgd":
-        direction = jnp.linalg.solve(jnp.eye(x.size, dtype=x.dtype) + alpha * matrix(H_o), xi.ravel()).reshape(x.shape)
+        system = matrix(lambda v: v + alpha * H_o(v))
+        direction = jnp.linalg.solve(system, xi.ravel().astype(system.dtype)).reshape(x.shape).astype(x.dtype)
     if variant == "lss":
-        inverse = jnp.linalg.pinv(matrix(H))
-        direction = xi + transposed(H, (inverse * xi.ravel()).sum(1).reshape(x.shape))
+        inverse = jnp.linalg.pinv(matrix(H), rtol=1e-5)
+        direction = xi + transposed(H, (inverse * xi.ravel()).sum(1).reshape(x.shape).astype(x.dtype))
     return -direction / scale
 
 
 def sos_p(xi: jax.Array, xi_0: jax.Array, shaping: jax.Array, a: float = 0.5, b: float = 0.1) -> jax.Array:
-    """How much of LOLA's `shaping`, -alpha chi, SOS adds to LookAhead's xi_0 (Letcher et al., 2019, Sec. 3.2). ().
+    """How much of LOLA's `shaping`, -alpha chi, SOS adds to LookAhead's xi_0 (Letcher et al., 2019, Algorithm 1). ().
 
-    The first criterion keeps the sum within a right angle of xi_0, the second makes p vanish near fixed points.
+    The first criterion keeps the sum within a right angle of xi_0, the second makes p vanish near fixed points. One p
+    is for both players: all arguments are (2, n).
     """
     along = (shaping * xi_0).sum()
     p_1 = jnp.where(along >= 0, 1, jnp.minimum(1, -a * (xi_0**2).sum() / jnp.where(along >= 0, 1, along)))
@@ -153,8 +158,7 @@ def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]
     """Evaluate SOS from the policies that `key` draws, at every alpha. Arrays (sweep, ...)."""
 
     def field(x, strengths):  # an agent takes its part of what both would do if both were agents
-        scale = 1 / (1 - game.discount) if game.iterated else 1.0
-        return sos_gradient(game.f, x, strengths.max(), config.variant, scale)
+        return sos_gradient(game.f, x, strengths.max(), config.variant, 1 / (1 - (game.discount or 0)))
 
     play = partial(evaluate_game, key, game, field, lr=config.lr, steps=config.eval_steps, pairs=config.eval_pairs)
     return jax.vmap(play)(jnp.array(config.alpha))

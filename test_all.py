@@ -841,14 +841,14 @@ def test_sos_and_its_family_against_their_formulas(name):
 
 @slow
 def test_sos_and_its_family_end_where_published_code_does():
-    """On the IPD after 100 steps of 25: the mean of both players' losses, to .03 (standard errors: .004, LSS .014)."""
+    """On the IPD after 100 steps of 25: the mean of both players' losses, to .03 (standard errors: .004 to .02)."""
     game, x = GAMES["ipd"], random_policies(GAMES["ipd"], 4096)
     losses = dict(sos=1.05, lookahead=1.95, consensus=1.69, sga=1.88, extragradient=1.97, cgd=1.96, lss=1.77)
     fields = {name: partial(sos.sos_gradient, game.f, alpha=25.0, variant=name, scale=25.0) for name in losses}
     fields |= {"taylor": partial(lola.lola_gradient, game.f, alpha=25.0, variant="taylor")}
     fields |= {"naive": partial(simultaneous_gradient, game.f)}
     for name, field in fields.items():
-        some = x[:512] if name == "lss" else x  # which takes singular values
+        some = x if name == "lookahead" else x[:512] if name != "lss" else x[:256]  # some take long
         ends = jax.jit(jax.vmap(lambda x: game.f(games.follow(field, x, 25.0, 100)[0])))(some)
         expected = (losses | dict(taylor=1.05, naive=1.99))[name]
         np.testing.assert_allclose(-ends.mean(), expected, atol=0.03, err_msg=name)
