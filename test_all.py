@@ -1509,9 +1509,9 @@ SLOW_KINDS = [(script, game) for script in SCRIPTS if script not in ("naive", "l
 SLOW_KINDS += [("lola", "imp"), ("cola", "logistic")]
 QUICK_RUNS = [(script, game) for script, game in RUNS if game in KINDS and (script, game) not in SLOW_KINDS]
 ALIKE = {"hamiltonian", "balduzzi", "two_hills", "stackelberg", "stag_hunt", "hawk_dove"}  # to others, but for numbers
-ALIKE_TO_LOLA = set(itertools.product(("hola", "sos"), ("ultimatum", "chicken", "bach_or_stravinsky")))
-SLOW_RUNS = [pytest.param(script, game, marks=slow) for script, game in RUNS
-             if (script, game) not in {*QUICK_RUNS, *ALIKE_TO_LOLA} and (script == "naive" or game not in ALIKE)]  # fmt: skip
+MADE_ALIKE = {*itertools.product(SCRIPTS.keys() - {"naive"}, ALIKE)}
+MADE_ALIKE |= {*itertools.product(("hola", "sos"), ("ultimatum", "chicken", "bach_or_stravinsky"))}
+SLOW_RUNS = [pytest.param(*case, marks=slow) for case in RUNS if case not in {*QUICK_RUNS, *MADE_ALIKE}]
 
 
 @pytest.mark.parametrize("script, game", QUICK_RUNS + SLOW_RUNS)
