@@ -12,12 +12,12 @@ saddle (Thm. 6). `--variant` has what it was compared with, as `sos_gradient` ex
 Their code does not multiply returns by 1 - discount. What depends on it, the threshold b and |xi|^2 in p and the offset
 in SGA's sign, is computed for f / (1 - discount); alpha = 25 and lr = 25 on the IPD are theirs of 1.
 
-    python sos.py --game ipd           returns over alpha: 25 seconds on a 2-core CPU
-    python sos.py --game tandem        the game that SOS was made for: 5 seconds
+    python sos.py --game ipd           returns over alpha: 20 seconds on a 2-core CPU
+    python sos.py --game tandem        the game that SOS was made for: 10 seconds
 
-What to expect on the IPD: defection (-2) at alpha = 0, mostly cooperation from alpha = 10 on (-1.3). On Tandem LOLA's
-players push on to where both lose; those of SOS stop where naive ones do, at its default alphas. A run prints a table
-and writes results/sos_GAME.npz and figures/sos_GAME.png.
+What to expect on the IPD: defection (-2) at alpha = 0, more cooperation the larger it is (-1.44 at 10, -1.22 at 100),
+which best responses exploit. On Tandem LOLA's players push on to where both lose; those of SOS stop where naive ones
+do, at its default alphas. A run prints a table and writes results/sos_GAME.npz and figures/sos_GAME.png.
 """
 
 import dataclasses
