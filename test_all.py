@@ -646,7 +646,7 @@ def test_basins_of_a_field_whose_basins_are_known():
 def test_each_script_evaluates_the_field_of_its_own_public_function(script, monkeypatch):
     """`evaluate` hands its field to `evaluate_game`: player i's row is by its own alpha or gamma, 0 for the naive."""
     game, config, module = GAMES["imp"], tiny("imp", script), SCRIPTS[script]
-    x, key, params = 2 * random_policies(game, 1)[0], jax.random.key(3), None  # slopes below SOS's threshold, unscaled
+    x, key, params = random_policies(game, 1)[0], jax.random.key(3), None
 
     def spy(asked_key, asked, field, strength, lr, steps, pairs, opponent=None, initial=None, sampled=False):
         assert opponent is None and not sampled
