@@ -2381,7 +2381,7 @@ def test_a_tournament_against_a_loop():
         arrays = meva.flatten("params", jax.tree.map(lambda *leaves: np.stack(leaves), *models[name]))
         runs[name] = plots.Results(arrays, config=dataclasses.asdict(config) | {"run_on": ""}, path="")
     everyone = plots.contestants(game, runs, play)
-    assert list(everyone) == ["naive", "lola", "lola-taylor-stop", "hola2", *plots.TRAINED, *plots.FIXED]
+    assert list(everyone) == ["naive", "lola", "lola-taylor-stop", "hola2", "sos", *plots.TRAINED, *plots.FIXED]
     some = ["naive", "lola-taylor-stop", "cola", "maml", "meva", "meva-naive"]
     results = plots.hold_tournament(game, {name: everyone[name] for name in some}, play, trials)
     assert list(results["names"]) == some
@@ -2461,7 +2461,7 @@ def test_what_is_said_and_drawn_of_a_tournament(tmp_path, capsys, monkeypatch):
     assert not status and not err and f"wrote {tmp_path}/results/tournament_bach_or_stravinsky.npz" in out
     with np.load(tmp_path / "results/tournament_bach_or_stravinsky.npz", allow_pickle=False) as file:
         arrays = dict(file)
-    assert arrays["returns"].shape == (8, 8, 3, 2) and arrays["trained"].shape == (8, 8, 3)
+    assert arrays["returns"].shape == (9, 9, 3, 2) and arrays["trained"].shape == (9, 9, 3)
     means = arrays["returns"].mean(2)
     assert f"| naive | {means[0, 0, 0]:.3f} ± {arrays['returns'][0, 0, :, 0].std(ddof=1) / 3**0.5:.3f} |" in out
     best = means[..., 0] > means[..., 0].max(0) - 1e-3
@@ -2472,10 +2472,10 @@ def test_what_is_said_and_drawn_of_a_tournament(tmp_path, capsys, monkeypatch):
     framed = zip(left.lines[0].get_ydata(), left.lines[0].get_xdata())
     assert set(framed) == set(zip(*np.nonzero(best)))
     texts = {text.get_position(): text.get_text().strip() for text in left.texts if "±" not in text.get_text()}
-    assert texts[2, 5] == f"{means[5, 2, 0]:z.2f}" and len(right.patches) == 5 * 64
+    assert texts[2, 5] == f"{means[5, 2, 0]:z.2f}" and len(right.patches) == 5 * 81
     for corner, row, column in ((0, 1, 2), (3, 0, 3), (4, 7, 2)):  # bars, from corner to corner and row to row
         shares = [(arrays["corner"][row, column] == k).mean() for k in range(5)]
-        bar = right.patches[64 * corner + 8 * row + column]
+        bar = right.patches[81 * corner + 9 * row + column]
         begin = column - 0.45 + 0.9 * sum(shares[:corner])
         np.testing.assert_allclose((bar.get_x(), bar.get_width()), (begin, 0.9 * shares[corner]), atol=1e-9)
         np.testing.assert_allclose(bar.get_y() + bar.get_height() / 2, row)
