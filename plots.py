@@ -141,7 +141,7 @@ def runs_of_samples(script: str) -> dict[str, Run]:
     """Those on the IPD; MeVa's of a single seed where an estimate takes longest."""
     runs = {}
     for episodes, baseline in [(0, True), *itertools.product(EPISODES, (True, False))]:
-        seeds = 1 if episodes == 4096 or episodes == 2048 and not baseline else 3
+        seeds = 1 if episodes >= 2048 and not baseline else 3
         settings = dict(lola=dict(alpha=(10,)), meva=dict(batch_size=4, num_seeds=seeds))[script]
         settings |= dict(episodes=episodes, episode_length=50) if episodes else {}
         settings |= {} if baseline else dict(baseline=False)
