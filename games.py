@@ -28,6 +28,8 @@ iterated
                       (D) (Luce and Raiffa, 1957, as the battle of the sexes).
   hawk_dove           1, 0, 2, -1. Share the prize of 2 (C, the dove) or fight for it (D, the hawk), at the risk of an
                       injury of 4 (Maynard Smith and Price, 1973).
+  contribution        .33, -.335, .665, 0. Give 1 (C) or nothing (D), and get half of 1.33 times what was given by both.
+                      Zhao et al. (2022) have factors c of 1.1, 1.25, 1.33, 1.4, 1.6: c - 1, c / 2 - 1, c / 2, 0.
 """
 
 import inspect
@@ -57,6 +59,7 @@ class Game(NamedTuple):
     extent: float = 10.0  # planar games are surveyed and drawn on [-extent, extent]^2
     payoffs: tuple[tuple[float, ...], ...] = ()  # of an iterated game: each player's, as `joint_payoffs` takes them
     discount: float | None = None  # of an iterated game
+    start: tuple[float, float] = (1.0, 1.0)  # of an iterated game: how large initial tables and networks are
     log_odds: Callable[[jax.Array], jax.Array] = lambda x: x  # of cooperating, in an iterated game, (2, n) -> (2, o)
     kind: tuple[str, int, int] = ("tabular", 1, 0)  # of an iterated game's policies: policy, memory, probes
     # key, (2, n) -> (2,): a random estimate of f, whose derivatives (for LOLA second ones, too) are estimates. None if
@@ -364,18 +367,20 @@ def iterated_game(
     discount: float = 0.96,
     lr: float = 2.0,
     alphas: tuple[float, ...] = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 70.0, 100.0),
+    start: tuple[float, float] = (1.0, 1.0),
 ) -> Game:
     """A `Game` between memory-one policies in an infinitely iterated 2x2 game.
 
     `own` and `other` are the players' payoffs in CC, CD, DC, DD, each with its own action first; without `other` they
-    are the same. Policies start as standard normal log-odds (App. E), and models see probabilities (not in the paper).
+    are the same. Policies start as standard normal log-odds (App. E), times start[0], networks as in `with_policies`,
+    times start[1]. Models see probabilities (not in the paper).
     """
     own, other = tuple(own), tuple(other or own)
     return Game(
         name=name,
         n=5,
         f=lambda x: iterated_returns(x, joint_payoffs(own, other), discount),
-        init=lambda key: jax.random.normal(key, (2, 5)),
+        init=lambda key: start[0] * jax.random.normal(key, (2, 5)),
         features=jax.nn.sigmoid,
         symmetric=own == other,
         labels=observations(1),
@@ -383,19 +388,21 @@ def iterated_game(
         alphas=alphas,
         payoffs=(own, other),
         discount=discount,
+        start=start,
     )
 
 
 def with_policies(game: Game, policy: str, memory: int, probes: int, seed: int) -> Game:
     """The same iterated game between policies of another kind, which its name then says. `make_game` explains."""
     labels = observations(memory)
-    n, of_player, start = len(labels), lambda own: own, lambda drawn: drawn
+    n, of_player, of_drawn = len(labels), lambda own: own, lambda drawn: drawn
     if policy == "preconditioned":
-        of_player, start = lambda own: own.at[1:].add(-2 * own[0]), lambda drawn: drawn.at[:, 1:].add(2 * drawn[:, :1])
+        of_player = lambda own: own.at[1:].add(-2 * own[0])
+        of_drawn = lambda drawn: drawn.at[:, 1:].add(2 * drawn[:, :1])
     if policy == "mlp":
         n, of_player = 96 * memory + 33, partial(network_log_odds, memory=memory)
         scale = np.repeat(np.float32([1, 1, 1 / 3, 1 / 3]), [96 * memory, 16, 16, 1])
-        start = lambda drawn: scale * drawn
+        of_drawn = lambda drawn: scale * drawn
     log_odds = jax.vmap(of_player)
     seen = np.sort(np.random.default_rng(seed).permutation(len(labels))[: probes or len(labels)])
     words = ("memory2", memory == 2), (policy, policy != "tabular"), (f"probes{probes}", probes)
@@ -403,7 +410,7 @@ def with_policies(game: Game, policy: str, memory: int, probes: int, seed: int) 
         name="_".join([game.name, *(word for word, is_said in words if is_said)]),
         n=n,
         f=lambda x: iterated_returns(log_odds(x), joint_payoffs(*game.payoffs), game.discount),
-        init=lambda key: start(jax.random.normal(key, (2, n))),
+        init=lambda key: of_drawn(game.start[policy == "mlp"] * jax.random.normal(key, (2, n))),
         features=lambda x: jax.nn.sigmoid(log_odds(x)[:, seen]),
         labels=labels,
         # A step changes a network's log-odds more; each of two rounds' pasts comes a quarter as often.
@@ -537,6 +544,7 @@ GAMES: dict[str, Game] = {
         iterated_game("stag_hunt", (4, 1, 3, 2)),
         iterated_game("bach_or_stravinsky", (3, 0, 0, 2), (2, 0, 0, 3)),
         iterated_game("hawk_dove", (1, 0, 2, -1)),
+        iterated_game("contribution", (0.33, -0.335, 0.665, 0), start=(0.1, 0.25)),  # as in their code, or nearly so
     )
 }
 

@@ -5,6 +5,7 @@
     python plots.py --table            the paper's claims, mostly of Section 5, beside our numbers
     python plots.py --table games --out quick    every algorithm on every game, from runs with --out quick
     python plots.py --table tournament --game ipd    every algorithm beside every other: plays, prints and draws it
+    python plots.py --table tit-for-tat    how often POLA and LOLA find it in the contribution game: plays and prints it
     python plots.py --report           all tables anew in results/paper/README.md, from the runs there alone
 
 Runs are looked for in results/ and then in results/paper/, where the repository keeps its own; figures and tables say
@@ -33,13 +34,14 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from games import GAMES, Game, exact_best_response, follow, game_of, simultaneous_gradient, state_distribution
+from games import GAMES, Game, exact_best_response, follow, game_of, iterated_returns, joint_payoffs
+from games import simultaneous_gradient, state_distribution
 
 COLORS = {"naive": "tab:gray", "lola": "tab:orange", "hola": "tab:green", "cola": "tab:purple", "maml": "tab:red"}
-COLORS |= {"sos": "tab:brown", "meva": "tab:blue"}
+COLORS |= {"sos": "tab:brown", "pola": "tab:olive", "mfos": "tab:pink", "meva": "tab:blue"}
 TITLES = {"naive": "naive", "lola": "LOLA", "hola": "HOLA(2)", "cola": "COLA", "maml": "M-MAML", "sos": "SOS"}
-TITLES["meva"] = "MeVa"
-SYMBOLS = {**dict.fromkeys(("lola", "hola", "cola", "sos"), r"$\alpha$"), "meva": r"$\gamma$"}  # what is swept
+TITLES |= {"pola": "POLA", "mfos": "M-FOS", "meva": "MeVa"}
+SYMBOLS = {**dict.fromkeys(("lola", "hola", "cola", "sos", "pola"), r"$\alpha$"), "meva": r"$\gamma$"}  # what is swept
 PLAYS = {  # what is played, and who the second player is
     "self_play": ("self-play", "other agent"),
     "best_response": ("against a best response", "best response"),
@@ -155,7 +157,7 @@ for script in SAMPLED:
 
 TOURNAMENTS = ("ipd", "imp", "chicken")  # those of the authors
 TRAINED = {"cola": {}, "maml": {}, "meva": {}, "meva-naive": dict(opponent="naive"), "meva-lola": dict(opponent="lola")}
-
+TRAINED |= {"mfos": {}, "mfos-lola": dict(opponent="lola"), "mfos-self": dict(opponent="self")}
 
 PROTOCOLS = {"paper": "paper's", "authors": "authors'"}
 
@@ -179,22 +181,26 @@ def protocol_of(game: str, name: str) -> Protocol:
 def runs_of_the_tournament(name: str, game: str) -> dict[str, Run]:
     """Those that train a contestant for this game, by the settings of this repository and by the authors'."""
     script, change, step = name.split("-")[0], TRAINED[name], protocol_of(game, "authors").lr
-    count = 8 if game == "ipd" else 4
+    count = 2 if script == "mfos" else 8 if game == "ipd" else 4
+    ours = change | dict(num_seeds=count) | (dict(lr=GAMES[game].lr) if script == "mfos" else {})
     theirs = {
         "cola": dict(num_seeds=count, alpha_max=step, eval_alphas=(step,)),
         "maml": dict(num_seeds=8, model_lr=0.1),
+        "mfos": dict(num_seeds=count, alpha=step, **change),
         "meva": dict(
             num_seeds=count, alpha=step, variant="taylor-stop", hidden=128, blocks=0, quantiles=64, model_lr=1e-3,
             outer_steps=1001, normalized_step=True, eval_gammas=(0.95,), **change,
         ),
     }[script]  # fmt: skip
-    authors = Run(script, game, dict(lr=step, eval_steps=300) | theirs)
-    return {f"{name}_{game}": Run(script, game, change | dict(num_seeds=count)), f"authors/{name}_{game}": authors}
+    small = script == "mfos"
+    authors = Run(script, game, dict(lr=step, eval_steps=300) | theirs, small)
+    return {f"{name}_{game}": Run(script, game, ours, small), f"authors/{name}_{game}": authors}
 
 
 for pair in itertools.product(TRAINED, TOURNAMENTS):
     RUNS = RUNS | runs_of_the_tournament(*pair) | RUNS  # those above stay what they are
 RUNS |= {f"tournament_{game}": Run("plots", game, dict(table="tournament", protocol="authors")) for game in TOURNAMENTS}
+RUNS["tit-for-tat_contribution"] = Run("plots", "contribution", dict(table="tit-for-tat"))
 RUNS |= {f"games/{script}_{game}": Run(script, game, quick=True) for game in GAMES for script in TITLES}
 
 RETURNS = ("self_play", "best_response", "exact_best_response", "versus_naive")
@@ -213,6 +219,7 @@ SHAPES = {  # of the arrays that are read: S settings, N seeds, T steps and the 
     "hola_cosine": ("S", "N", 4, None),
     "returns": ("A", "A", None, 2),  # of a tournament of A contestants
     **dict.fromkeys(("trained", "corner"), ("A", "A", None)),
+    "found": ("A", None, 2),  # in search of tit-for-tat, by A learners
 }
 
 
@@ -912,7 +919,7 @@ AUTHORS = {  # their returns on the IPD, row : column, as far as the columns' ar
 class Contestant(NamedTuple):
     """A learning rule and as many models of it as there are."""
 
-    rule: Callable  # (model, x, seat, gammas) -> (n,), the direction in which the player in this seat of x steps
+    rule: Callable  # (model, x, seat, gammas, key) -> (n,), the direction in which the player in this seat of x steps
     models: Any = np.zeros(1)  # a pytree with a leading axis
     gamma: float = 0.0  # as a meta-value sees this player
     starts: np.ndarray | None = None  # (model, 2, n), of those that choose for each seat where to start
@@ -920,13 +927,20 @@ class Contestant(NamedTuple):
 
 def contestants(game: Game, runs: dict[str, Results], play: Protocol) -> dict[str, Contestant]:
     """Those of the tournament on an iterated game, by name: rules, trained ones of which there are runs, policies."""
-    naive, lola, hola, cola, sos = (SCRIPTS[name] for name in ("naive", "lola", "hola", "cola", "sos"))
+    naive, lola, hola, sos, pola, cola, mfos = map(SCRIPTS.get, "naive lola hola sos pola cola mfos".split())
 
-    def learner(step_sizes, x, seat, gammas):  # naive, with step sizes of its own
+    def learner(step_sizes, x, seat, *_):  # naive, with step sizes of its own
         return naive.naive_gradient(game.f, x)[seat] * step_sizes[seat] / play.lr
 
     def look_ahead(gradient, **settings):
-        return Contestant(lambda model, x, seat, gammas: gradient(game.f, x, play.alpha, **settings)[seat])
+        return Contestant(lambda model, x, seat, *_: gradient(game.f, x, play.alpha, **settings)[seat])
+
+    def proximal(f, x, alpha):  # at the price of LOLA's small steps; 30 gradient steps almost settle it
+        distance = partial(pola.divergence, game)
+        return (pola.pola_step(f, x, alpha, 1 / play.lr, distance, steps=30, tolerance=1e-3) - x) / play.lr
+
+    def draw_policy(agents, x, seat, gammas, key):
+        return (mfos.act(key, agents, game, x, seat)[1] - x[seat]) / play.lr
 
     everyone = {
         "naive": Contestant(learner, np.full((1, 2), play.lr, np.float32)),
@@ -934,9 +948,10 @@ def contestants(game: Game, runs: dict[str, Results], play: Protocol) -> dict[st
         "lola-taylor-stop": look_ahead(lola.lola_gradient, variant="taylor-stop"),
         "hola2": look_ahead(hola.hola_gradient, order=2),
         "sos": look_ahead(sos.sos_gradient, scale=1 / (1 - game.discount)),
+        "pola": look_ahead(proximal),
     }
     if "cola" in runs:
-        rule = lambda model, x, seat, gammas: cola.cola_gradient(model, game, x, play.alpha)[seat]
+        rule = lambda model, x, seat, *_: cola.cola_gradient(model, game, x, play.alpha)[seat]
         everyone["cola"] = Contestant(rule, load_models("cola", runs["cola"], game)[1])
     if "maml" in runs:
         policies, step_sizes = (runs["maml"][f"params/{name}"] for name in ("policy", "step_size"))
@@ -945,13 +960,15 @@ def contestants(game: Game, runs: dict[str, Results], play: Protocol) -> dict[st
         if name in runs and name.startswith("meva"):
             config, models = load_models("meva", runs[name], game)
             everyone[name] = Contestant(partial(follow_meva, game, config), models, play.gamma)
+        if name in runs and name.startswith("mfos"):
+            everyone[name] = Contestant(draw_policy, load_models("mfos", runs[name], game)[1])
     for name, signs in FIXED.items():
         policies = np.broadcast_to(30 * np.float32(signs), (1, 2, game.n))
         everyone[name] = Contestant(learner, np.zeros((1, 2), np.float32), starts=policies)
     return everyone
 
 
-def follow_meva(game: Game, config, model, x, seat: int, gammas):
+def follow_meva(game: Game, config, model, x, seat: int, gammas, key):
     """The rule of a player that follows a model of MeVa."""
     players = slice(seat, seat + 1)
     return SCRIPTS["meva"].meva_gradient(model, game, x, np.float32(gammas), config, players)[seat]
@@ -974,11 +991,12 @@ def play_pair(game: Game, rules: tuple, gammas: tuple, models: tuple, own: tuple
         for seat, policies in enumerate(own):
             x = x if policies is None else x.at[:, seat].set(policies[which[seat], seat])
 
-        def field(x):
-            each = [rule(model, x, seat, gammas) for seat, (rule, model) in enumerate(zip(rules, those))]
-            return jax.numpy.stack(each)
+        def field(x, key):
+            keys, sides = jax.random.split(key), enumerate(zip(rules, those))
+            return jax.numpy.stack([rule(model, x, seat, gammas, keys[seat]) for seat, (rule, model) in sides])
 
-        return jax.vmap(lambda x: follow(field, x, lr, steps)[0])(x)
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(1)))(args[1])  # of each trial
+        return jax.vmap(lambda x, key: follow(field, x, lr, steps, key)[0])(x, keys)
 
     ends = jax.lax.map(of_pair, (pairs, trials))  # (pair, share, 2, n)
     return ends.swapaxes(0, 1).reshape(-1, 2, game.n)[: len(starts)], np.resize(pairs, (len(starts), 2))
@@ -1027,14 +1045,14 @@ def standard_errors(results: Results) -> np.ndarray:
     return errors
 
 
-def symmetric_equilibria(payoffs: np.ndarray) -> list[np.ndarray]:
+def symmetric_equilibria(payoffs: np.ndarray, most: int = 5) -> list[np.ndarray]:
     """Mixtures p, (A,), that are best replies to themselves in a symmetric game, payoffs (A, A) of the row.
 
-    By enumeration of supports: within one, all are worth the same against p, and nothing outside it is worth more. Of
-    supports on which that leaves p open, as where strategies are alike, none is found.
+    By enumeration of supports of so many at most: within one, all are worth the same against p, and nothing outside it
+    is worth more. Of supports on which that leaves p open, as where strategies are alike, none is found.
     """
-    found, names = [], range(len(payoffs))
-    for support in itertools.chain.from_iterable(itertools.combinations(names, 1 + size) for size in names):
+    found, names, sizes = [], range(len(payoffs)), range(1, most + 1)
+    for support in itertools.chain.from_iterable(itertools.combinations(names, size) for size in sizes):
         size = len(support)
         system = np.block([[payoffs[np.ix_(support, support)], -np.ones((size, 1))], [np.ones(size), 0.0]])
         if np.linalg.matrix_rank(system) > size:
@@ -1129,6 +1147,79 @@ def draw_tournament(figure: Figure, runs: dict):
     words = textwrap.fill(f"Symmetric equilibria {equilibria(results, most=3)}", 200)
     protocol = PROTOCOLS[results["config"]["protocol"]]
     figure.suptitle(f"Tournament on {results['config']['game']}, {protocol} protocol.\n{words}", fontsize=7)
+
+
+# Tit-for-tat: who finds it in the contribution game (Zhao et al., 2022)
+
+FACTORS = (1.1, 1.25, 1.33, 1.4, 1.6)  # of what is given
+GRID_SETTINGS = list(itertools.product((0.03, 0.1, 0.3, 1, 3), (0.05, 0.3, 2, 10)))
+SEARCHES = {  # algorithm and kind of policies: steps, and for each factor those settings of which the best counts
+    # alpha times and beta over 1 - discount, as in the authors' code
+    ("pola", "tabular"): (10, [[(5, 0.1)], [(5, 0.1)], [(5, 0.1)], [(4, 0.1)], [(2.5, 0.1)]]),
+    ("pola", "preconditioned"): (10, [[(0.4, 0.5)], [(0.5, 0.5)], [(0.4, 0.5)], [(0.3, 0.5)], [(0.3, 0.5)]]),
+    ("pola", "mlp"): (10, [[(0.3, 0.1)], [(0.25, 0.13)], [(0.25, 0.13)], [(0.2, 0.1)], [(0.12, 0.05)]]),
+    # alpha and lr times 1 - discount; of preconditioned policies none are known
+    ("lola", "tabular"): (30, [[(3, 25)]] * 5),
+    ("lola", "preconditioned"): (100, [GRID_SETTINGS] * 5),
+    ("lola", "mlp"): (100, [[(0.4, 0.05)], [(0.4, 0.05)], [(0.4, 0.05)], [(0.3, 0.1)], [(0.12, 0.05)]]),
+}
+
+
+def plays_tit_for_tat(game: Game, x) -> jax.Array:
+    """Have both players found tit-for-tat, as Zhao et al. (2022) count it? (2, n) -> (), bool.
+
+    Each cooperates with less than .65 after any round in which the other defected, and their mean return is more than
+    .8 of the way from DD's payoff to CC's: they reciprocate, and mostly cooperate. (Theirs, where DD's payoff is 0.)
+    """
+    after_d = np.array([label.endswith("D") for label in game.labels])
+    cc, dd = game.payoffs[0][0], game.payoffs[0][3]
+    return (jax.nn.sigmoid(game.log_odds(x))[:, after_d] < 0.65).all() & (game.f(x).mean() - dd > 0.8 * (cc - dd))
+
+
+@partial(jax.jit, static_argnames=("algorithm", "kind", "steps", "trials"))
+def search_with(algorithm: str, kind: str, factors, settings, steps: int, trials: int):
+    """When pairs play tit-for-tat, (setting, trial, step), with these (factor, alpha, beta or lr), (setting,) each."""
+    game, scale = game_of(dict(game="contribution", policy=kind)), 1 / (1 - GAMES["contribution"].discount)
+
+    def of_setting(factor, alpha, other):
+        own = (factor - 1, factor / 2 - 1, factor / 2, 0 * factor)
+        returns = lambda x: iterated_returns(game.log_odds(x), joint_payoffs(own, own), game.discount)
+        played = game._replace(f=returns, payoffs=(own, own))
+
+        def step(x, _):
+            if algorithm == "pola":
+                distance = partial(SCRIPTS["pola"].divergence, game)
+                x = SCRIPTS["pola"].pola_step(returns, x, scale * alpha, other / scale, distance)
+            else:
+                x = x + scale * other * SCRIPTS["lola"].lola_gradient(returns, x, scale * alpha)
+            return x, plays_tit_for_tat(played, x)
+
+        starts = jax.vmap(game.init)(jax.random.split(jax.random.key(0), trials))
+        return jax.vmap(lambda x: jax.lax.scan(step, x, length=steps)[1])(starts)
+
+    return jax.vmap(of_setting)(factors, *settings)
+
+
+def search_for_tit_for_tat(trials: int = 100) -> dict:
+    """`found`, (A, factor, 2): the shares of pairs that play it at some time, and in the end, by `names`, (A,)."""
+    found = np.zeros((len(SEARCHES), len(FACTORS), 2), np.float32)
+    for k, ((algorithm, kind), (steps, settings)) in enumerate(SEARCHES.items()):
+        print(f"{k + 1} / {len(SEARCHES)}  {algorithm}, {kind}", flush=True)
+        factors, *both = np.float32([(c, *each) for c, those in zip(FACTORS, settings) for each in those]).T
+        when = np.asarray(search_with(algorithm, kind, factors, both, steps, trials))
+        shares = np.stack([when.any(2).mean(1), when[..., -1].mean(1)], 1).reshape(len(FACTORS), -1, 2)
+        best = shares[..., 0].argmax(1)  # of what is found at some time
+        found[k] = shares[np.arange(len(FACTORS)), best]
+    return dict(found=found, names=np.array([f"{TITLES[algorithm]}, {kind}" for algorithm, kind in SEARCHES]))
+
+
+def table_of_searches(runs: dict[str, Results]) -> str:
+    """Who finds tit-for-tat in the contribution game, and who still plays it in the end, by the factor."""
+    rows = []
+    for results in runs.values():
+        for name, shares in zip(results["names"], results["found"]):
+            rows.append((name, *(f"{ever:.2f} ({end:.2f})" for ever, end in shares)))
+    return table(("at some time (in the end)", *map(str, FACTORS)), rows)
 
 
 # The tables, in Markdown, from those of their runs that are there
@@ -1413,6 +1504,7 @@ TABLES = {
     "consistency": (table_of_consistency, ("cola_logistic",)),
     "games": (table_of_games, [name for name in RUNS if name.startswith("games/")]),
     "tournament": (table_of_tournaments, [f"tournament_{game}" for game in TOURNAMENTS]),
+    "tit-for-tat": (table_of_searches, ["tit-for-tat_contribution"]),
 }
 
 
@@ -1436,9 +1528,8 @@ def save_figure(draw, path: pathlib.Path, sources: str):
 
 def tournament(game: Game, protocol: str, out: pathlib.Path) -> list[str]:
     """Hold, write, print and draw a tournament of all whose models are there. Returns the names of missing runs."""
-    play, names = protocol_of(game.name, protocol), {}
-    for name in TRAINED:
-        names[name] = f"{'authors/' * (protocol == 'authors')}{name}_{game.name}"
+    play = protocol_of(game.name, protocol)
+    names = {name: f"{'authors/' * (protocol == 'authors')}{name}_{game.name}" for name in TRAINED}
     runs, sources, missing = find([*filter(RUNS.get, names.values())], out, exactly=True)
     there = {name: runs[run] for name, run in names.items() if run in runs}
     path, drawing = out / f"results/tournament_{game.name}.npz", out / f"figures/tournament_{game.name}.png"
@@ -1453,6 +1544,16 @@ def tournament(game: Game, protocol: str, out: pathlib.Path) -> list[str]:
     print(f"{table_of_tournaments(results)}\n\nwrote {path}")
     save_figure(partial(draw_tournament, runs=results), drawing, str(path))
     return missing
+
+
+def search(out: pathlib.Path):
+    """See how often tit-for-tat is found, write and print it."""
+    path, config = paths_of("tit-for-tat_contribution", out)[0], dict(table="tit-for-tat", protocol="authors")
+    path.parent.mkdir(exist_ok=True)
+    results = Results(search_for_tit_for_tat())
+    described = json.dumps(config | dict(game="contribution"))
+    SCRIPTS["naive"].write(path, partial(np.savez_compressed, config=described, **results))
+    print(f"{table_of_searches({'': results})}\n\nwrote {path}")
 
 
 def report(path: pathlib.Path, out: pathlib.Path) -> tuple[str, list[str]]:
@@ -1484,7 +1585,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.format and (args.table or args.report):
         parser.error("argument --format: takes figures, no tables")
-    if (args.game or args.protocol) and args.table != "tournament":
+    searching = (args.table, args.game, args.protocol) == ("tit-for-tat", "contribution", None)
+    if (args.game or args.protocol) and args.table != "tournament" and not searching:
         parser.error("argument --game, --protocol: take --table tournament beside them")
     if args.protocol == "authors" and args.game not in (None, *TOURNAMENTS):
         parser.error(f"argument --protocol: takes --game {', '.join(TOURNAMENTS)} beside authors, not {args.game}")
@@ -1494,6 +1596,8 @@ def main(argv=None):
         missing = {}  # the names of runs, by what they are missing for
         if args.table == "tournament":
             missing[args.table] = tournament(GAMES[args.game or "ipd"], args.protocol or "paper", args.out)
+        elif args.table == "tit-for-tat":
+            search(args.out)
         elif args.table:
             make, names = TABLES[args.table]
             runs, sources, missing[args.table] = find(names, args.out, exactly=True)
