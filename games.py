@@ -459,8 +459,9 @@ def make_game(
         or player 1's four and then player 2's four. Without them, those of the game.
       discount: in [0, 0.999], or None for that of the game.
       policy: what parameters make of the log-odds z of cooperating after each observation: `tabular`, z = x;
-        `preconditioned`, z_0 = x_0 and z_k = x_k - 2 x_0 elsewhere (Zhao et al., 2022, to test invariance: z starts
-        as in tabular policies); `mlp`, the network of `network_log_odds`.
+        `preconditioned`, z_0 = x_0 and z_k = x_k - 2 x_0 elsewhere (after Zhao et al., 2022, who subtract that of
+        another observation; to test invariance: z starts as in tabular policies); `mlp`, the network of
+        `network_log_odds`.
       memory: how many rounds policies see, 1 or 2.
       probes: how many observations models see the probabilities of, drawn by `seed`; 0 is all of them.
       episodes, episode_length, baseline: learners see only `sampled_returns` of so many episodes of so many rounds, 150

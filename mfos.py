@@ -1,26 +1,28 @@
 """M-FOS: an agent that plays a game of policies, and learns by PPO how to shape those who learn beside it.
 
 Lu, Willi, Letcher and Foerster (2022), Model-Free Opponent Shaping, on exact games. A step of the meta-game is a whole
-inner game. Its state is the pair of policies that was played last, x(t). The agent, in seat i, draws its next policy
-from a Gaussian whose mean and variance a network makes of that state; the other, j, takes a step of its own learning:
+inner game. Its state is the pair of policies that was played last, x(t), which networks see as `game.features`. The
+agent, in seat i, draws its next policy from a Gaussian of the mean and variance that a network makes of that state; the
+other, j, takes a step of its own learning:
 
     x_i(t + 1) ~ N(mu(x(t)), sigma^2(x(t))),    x_j(t + 1) = x_j(t) + lr g_j(x(t)),    reward(t) = f_i(x(t + 1)).
 
 PPO (Schulman et al., 2017, Eqs. 7 and 9) ascends the discounted sum of T rewards, and need not know how the other
-learns. --opponent says who that is: a naive learner, LOLA, or a second agent that draws its policies likewise.
+learns. --opponent says who that is: a naive learner, LOLA, or a second agent that draws its policies likewise. (The
+authors' pairs of agents begin with naive learners in place of each other, in ever fewer episodes, and learn slower.)
 
     python mfos.py --game ipd          4096 starts for each episode, as the authors have: three quarters of an hour
     python mfos.py --game ipd --quick  256 starts: two to four minutes on a 2-core CPU
 
-What to expect on the IPD, as means over a meta-episode, agent : other, with 256 starts. Naive learners are extorted,
--.48 : -2.18, but one seed of four stayed at -.88 : -1.47. With LOLA and with its like the agent cooperates, -1.02 each
-(one seed). A run prints a table and writes results/mfos_GAME.npz and figures/mfos_GAME.png.
+What to expect on the IPD, as means over a meta-episode, agent : other: naive learners are extorted, -.49 : -2.15 over
+three seeds of 1024 starts (12 minutes each on a core), while with 256 two of six stayed at -.88 : -1.47. With LOLA and
+with its like the agent cooperates, -1.02 and -1.00 each, though one of two pairs was not done. A run prints a table and
+writes results/mfos_GAME.npz and figures/mfos_GAME.png.
 """
 
 import dataclasses
 import inspect
 import json
-import math
 import os
 import pathlib
 import re
@@ -50,7 +52,7 @@ Share = Annotated[float, 0.0, 1.0]
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings of a run, and so all flags, the authors' for the IPD; `make_config` has those for other games."""
+    """All settings of a run, and so all flags, the authors' for the IPD, but for half of their number of episodes."""
 
     game: str = "ipd"  # the game
     payoffs: Annotated[tuple[float, ...], -1e6, 1e6] = ()  # other ones, CC CD DC DD, own action first, for both or each
@@ -61,9 +63,9 @@ class Config:
     num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each with agents of its own: seed, seed + 1, ...
     opponent: Annotated[str, "naive", "lola", "self"] = "naive"  # the other in training: a learner, or M-FOS as well
     lr: Annotated[float, 1e-30, 1e30] = 25.0  # step size of learners
-    alpha: Step = 25.0  # look-ahead step of --opponent lola
+    alpha: Step = 25.0  # look-ahead step of --opponent lola; the default does not depend on --lr
     outer_steps: Count = 500  # meta-episodes, best a multiple of 10; PPO's update follows each
-    batch_size: Count = 4096  # random pairs of policies that they start from, all at once
+    batch_size: Count = 4096  # of them at once, each from a random pair of policies
     rollout_length: Count = 100  # meta-steps T in each of them
     gamma: Share = 0.99  # meta-discount
     hidden: Count = 256  # width of the networks
@@ -87,7 +89,7 @@ class Config:
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
     """The settings for a game, one of `GAMES` or one's own, with changes."""
     played = game_of(changes | {"game": game})
-    # The authors' learners take steps of 1 on returns that are not multiplied by 1 - discount: 25 on the IPD's.
+    # The authors' learners take steps of 1 on returns without the factor 1 - discount: 25 on the IPD, where lr is 2.
     lr = 12.5 * played.lr if played.iterated else played.lr
     settings = dict(game=getattr(game, "name", game), lr=lr, alpha=lr)
     settings |= dict(eval_pairs=32) if played.planar else {}
@@ -98,8 +100,8 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
 class Agent(NamedTuple):
     """Parameters theta of an agent. Both networks see the meta-game's state, its own policy first, (2 m,)."""
 
-    actor: tuple[jax.Array, jax.Array]  # -> mean and variance, before softplus, of its next policy, (2 n,)
-    critic: tuple[jax.Array, jax.Array]  # -> its return from there on, normalised, (1,)
+    actor: tuple[jax.Array, jax.Array]  # -> of its next policy the mean, and the variance before softplus, (2 n,)
+    critic: tuple[jax.Array, jax.Array]  # -> its normalised return from there on, at whatever time, (1,)
 
 
 def model_init(key: jax.Array, game: Game, config: Config) -> list[Agent]:
@@ -130,7 +132,7 @@ def distribution(agent: Agent, state: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def act(key: jax.Array, agents: list[Agent], game: Game, x: jax.Array, seat: int) -> tuple[jax.Array, ...]:
-    """An agent's state beside x, (2 m,), the next policy that it draws, (n,), and the log density of that, ()."""
+    """What the agent in this seat sees of x, (2 m,), the policy that it draws next, (n,), and its log density, ()."""
     chex.assert_shape(x, (2, game.n))
     state = jnp.roll(game.features(x), -seat, 0).ravel()
     mean, sigma = distribution(agents[seat % len(agents)], state)
@@ -139,9 +141,9 @@ def act(key: jax.Array, agents: list[Agent], game: Game, x: jax.Array, seat: int
 
 
 def opponent_gradient(game: Game, x: jax.Array, config: Config) -> jax.Array:
-    """What learners follow: naive ones d f_j / d x_j, LOLA the derivative of its return after i's naive step. (2, n).
+    """What learners follow: naive ones d f_j / d x_j, LOLA the same of its return after i's naive step. (2, n).
 
-    To first order that is f_j + alpha (d f_j / d x_i) . (d f_i / d x_i), `taylor` in lola.py and the authors' LOLA.
+    That return is taken to first order, f_j + alpha (d f_j / d x_i) . (d f_i / d x_i): `taylor` in lola.py.
     """
 
     def surrogate(x):
@@ -155,8 +157,8 @@ def meta_episode(key, agents: list[Agent], game: Game, config: Config, seat: int
     """T meta-steps from random policies, as the player in this seat sees them.
 
     As in the authors' code an agent draws x_i(t + 1) before it has seen the other's step from x(t). By the same key
-    agents see the same episode from both seats. Returns states (T, 2 m), actions (T, n), their log densities (T,), and
-    both players' returns (T, 2), one's own first.
+    agents see the same episode from both seats, each by a simulation of its own. Returns states (T, 2 m), actions
+    (T, n), their log densities (T,), and both players' returns (T, 2), one's own first.
     """
 
     def step(x, key):
@@ -174,7 +176,10 @@ def meta_episode(key, agents: list[Agent], game: Game, config: Config, seat: int
 
 
 def discounted_returns(rewards: jax.Array, gamma: float) -> jax.Array:
-    """r(t) + gamma r(t + 1) + ... to the end of the episode. (T, ...) -> (T, ...)."""
+    """r(t) + gamma r(t + 1) + ... to the end of the episode. (T, ...) -> (T, ...).
+
+    States do not tell the time (the authors' either), though less is to come near the end: noise, but no bias.
+    """
     back_up = lambda later, reward: (reward + gamma * later,) * 2
     return jax.lax.scan(back_up, jnp.zeros_like(rewards[0]), rewards, reverse=True)[1]
 
@@ -204,13 +209,9 @@ def ppo_update(agents: list[Agent], opt_state: optax.OptState, played, config: C
     def loss(agents, batches):  # each agent's depends on its own parameters alone
         return sum(ppo_loss(agent, *batch, config) for agent, batch in zip(agents, batches))
 
-    # Gradients are means of those of groups, whose activations fit in a CPU's cache.
-    size = math.gcd(config.batch_size, 1024) if jax.default_backend() == "cpu" else config.batch_size
-    groups = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[2:]), batches)
-
     def epoch(state, _):
         agents, opt_state = state
-        gradients = jax.lax.map(partial(jax.value_and_grad(loss), agents), groups)
+        gradients = jax.lax.map(partial(jax.value_and_grad(loss), agents), batches)  # of each meta-step: less memory
         value, gradient = jax.tree.map(lambda leaf: leaf.mean(0), gradients)
         step, opt_state = optax.adam(config.model_lr).update(gradient, opt_state)
         return (optax.apply_updates(agents, step), opt_state), value
@@ -233,10 +234,7 @@ def train_init(key: jax.Array, game: Game, config: Config) -> TrainState:
 
 
 def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config):
-    """A meta-episode from each of many starts, and PPO's update of each agent. Returns (state, metrics).
-
-    The authors' agents meet naive learners before they meet each other, and learn at a tenth of the rate there.
-    """
+    """A meta-episode from each of many starts, and PPO's update of each agent. Returns (state, metrics)."""
     keys = jax.random.split(key, config.batch_size)
     episode = partial(meta_episode, agents=state.params, game=game, config=config)
     played = [jax.vmap(partial(episode, seat=seat), out_axes=1)(keys) for seat in range(len(state.params))]
@@ -260,8 +258,8 @@ def train(key: jax.Array, game: Game, config: Config):
 def evaluate(key: jax.Array, params: list[Agent], game: Game, config: Config) -> dict[str, jax.Array]:
     """Evaluate agents from policies that `key` draws, as others are, and in the meta-game. Arrays (1, ...).
 
-    The field leads to the agents' next policies at once. `episode_returns`, (1, pair, T, 2), are those beside the
-    opponent of the training, the agent's first.
+    A step along the field is the jump to what was drawn. `episode_returns`, (1, pair, T, 2), are those beside the
+    opponent of the training, the agent's first. Of a pair of agents self-play is their own.
     """
 
     def field(x, _, key):
@@ -271,7 +269,7 @@ def evaluate(key: jax.Array, params: list[Agent], game: Game, config: Config) ->
     lr, steps, pairs = config.lr, config.eval_steps, config.eval_pairs
     opponent = partial(opponent_gradient, game, config=config) if config.opponent == "lola" else None
     results = evaluate_game(key, game, field, 1.0, lr, steps, pairs, opponent, sampled=True)
-    keys = jax.random.split(jax.random.fold_in(key, pairs), pairs)
+    keys = jax.random.split(jax.random.fold_in(key, pairs + 1), pairs)
     for seat in range(2 - game.symmetric):
         episode = partial(meta_episode, agents=params, game=game, config=config, seat=seat)
         results["episode_returns" + "_2" * seat] = jax.vmap(episode)(keys)[-1]
@@ -309,9 +307,8 @@ def main(argv=None):
     length = max(length for length in range(1, 11) if config.outer_steps % length == 0)  # of a chunk, all alike
     keys, eval_keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)), out_axes=1)(seeds)
 
-    def over_seeds(function, *args):  # on a CPU in turn: batched weights are slow there
-        in_turn = lambda *args: jax.lax.map(lambda one: function(*one), args)
-        return jax.jit(in_turn if jax.default_backend() == "cpu" else jax.vmap(function)).lower(*args).compile()
+    def over_seeds(function, *args):  # in turn: the starts of one seed fill a device
+        return jax.jit(lambda *args: jax.lax.map(lambda one: function(*one), args)).lower(*args).compile()
 
     path, begin = args.results.with_suffix(".checkpoint.npz"), time.perf_counter()
     state = jax.vmap(lambda key: train_init(key, game, config))(keys)
@@ -329,7 +326,8 @@ def main(argv=None):
         for name, curve in curves.items():
             curve[:, done - length : done] = metrics[name]
         write(path, partial(np.savez_compressed, config=described, **flatten("saved", (state, curves))))
-        rate, returns = (done - first) / (time.perf_counter() - begin), metrics["mean_return"][:, -1].mean((0, 1))
+        rate = (done - first) / (time.perf_counter() - begin)
+        returns = metrics["mean_return"][:, -1, 0].mean(0)  # of the agent that is player 1
         speed = f"{rate:.3g} episodes/s  {(config.outer_steps - done) / rate:.0f} s left"
         print(f"{done:6d} / {config.outer_steps}  returns {returns[0]:.4g} : {returns[1]:.4g}  {speed}", flush=True)
     final = over_seeds(lambda key, params: evaluate(key, params, game, config), eval_keys, state.params)

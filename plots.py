@@ -182,7 +182,7 @@ def runs_of_the_tournament(name: str, game: str) -> dict[str, Run]:
     """Those that train a contestant for this game, by the settings of this repository and by the authors'."""
     script, change, step = name.split("-")[0], TRAINED[name], protocol_of(game, "authors").lr
     count = 2 if script == "mfos" else 8 if game == "ipd" else 4
-    ours = change | dict(num_seeds=count) | (dict(lr=GAMES[game].lr) if script == "mfos" else {})
+    ours = change | dict(num_seeds=count) | (dict(lr=GAMES[game].lr, alpha=GAMES[game].lr) if script == "mfos" else {})
     theirs = {
         "cola": dict(num_seeds=count, alpha_max=step, eval_alphas=(step,)),
         "maml": dict(num_seeds=8, model_lr=0.1),
@@ -200,6 +200,7 @@ def runs_of_the_tournament(name: str, game: str) -> dict[str, Run]:
 for pair in itertools.product(TRAINED, TOURNAMENTS):
     RUNS = RUNS | runs_of_the_tournament(*pair) | RUNS  # those above stay what they are
 RUNS |= {f"tournament_{game}": Run("plots", game, dict(table="tournament", protocol="authors")) for game in TOURNAMENTS}
+RUNS["mfos_1024_ipd"] = Run("mfos", "ipd", dict(batch_size=1024, num_seeds=3))
 RUNS["tit-for-tat_contribution"] = Run("plots", "contribution", dict(table="tit-for-tat"))
 RUNS |= {f"games/{script}_{game}": Run(script, game, quick=True) for game in GAMES for script in TITLES}
 
@@ -220,6 +221,7 @@ SHAPES = {  # of the arrays that are read: S settings, N seeds, T steps and the 
     "returns": ("A", "A", None, 2),  # of a tournament of A contestants
     **dict.fromkeys(("trained", "corner"), ("A", "A", None)),
     "found": ("A", None, 2),  # in search of tit-for-tat, by A learners
+    "episode_returns": ("S", "N", None, None, 2),
 }
 
 
@@ -1122,13 +1124,13 @@ def draw_tournament(figure: Figure, runs: dict):
     means, errors = results["returns"].mean(2)[..., 0], standard_errors(results)[..., 0]
     figure.set_size_inches(2 * WIDTH, WIDTH)
     left, right = figure.subplots(1, 2, sharey=True)
-    low, high = np.percentile(means, (15, 95))
+    low, high, size = *np.percentile(means, (15, 95)), min(13 / count, 1)
     image = left.imshow(means, cmap="RdYlGn", vmin=low, vmax=high, alpha=0.8)
     for (i, j), mean in np.ndenumerate(means):
-        left.text(j, i, f"{mean:z.2f}\n", ha="center", va="center", fontweight="bold")
-        left.text(j, i, f"\n±{errors[i, j]:.2f}", ha="center", va="center", fontsize=5)
+        left.text(j, i, f"{mean:z.2f}\n", ha="center", va="center", fontweight="bold", fontsize=7 * size)
+        left.text(j, i, f"\n±{errors[i, j]:.2f}", ha="center", va="center", fontsize=5 * size)
     rows, columns = np.nonzero(best_replies(means))
-    left.plot(columns, rows, "s", markersize=26, markerfacecolor="none", markeredgecolor="black")
+    left.plot(columns, rows, "s", markersize=26 * size, markerfacecolor="none", markeredgecolor="black")
     left.set_title("return of the row (player 1) beside the column (player 2); framed: the best replies to a column")
     shares = np.stack([(results["corner"] == corner).mean(2) for corner in range(5)], -1)  # (A, A, 5)
     begins = np.cumsum(shares, -1) - shares
@@ -1220,6 +1222,16 @@ def table_of_searches(runs: dict[str, Results]) -> str:
         for name, shares in zip(results["names"], results["found"]):
             rows.append((name, *(f"{ever:.2f} ({end:.2f})" for ever, end in shares)))
     return table(("at some time (in the end)", *map(str, FACTORS)), rows)
+
+
+def table_of_mfos(runs: dict[str, Results]) -> str:
+    """M-FOS on the IPD beside each opponent of its training: mean returns over meta-episodes, of each model."""
+    rows = []
+    for name, results in runs.items():
+        each = results["episode_returns"].mean((0, 2, 3))  # (seed, 2)
+        words = ["{:.3f} : {:.3f}".format(*returns) for returns in each]
+        rows.append((results["config"]["opponent"], str(results["config"]["batch_size"]), "; ".join(words)))
+    return table(("opponent", "starts", "agent : other, of each model"), rows)
 
 
 # The tables, in Markdown, from those of their runs that are there
@@ -1324,7 +1336,7 @@ def table_of_tournaments(runs: dict[str, Results]) -> str:
         best = best_replies(means[..., 0]).T
         replies = [(name, ", ".join(results["names"][those])) for name, those in zip(names, best)]
         parts += ["Player 1's best replies, to .001:", table(("to", "are"), replies)]
-        parts.append(f"Symmetric equilibria of the meta-game, seats by lot, {equilibria(results)}.")
+        parts.append(f"Symmetric equilibria of the meta-game, of five at most, seats by lot, {equilibria(results)}.")
         if (game, protocol) == ("ipd", "authors"):
             rows = []
             for pair_of, theirs in AUTHORS.items():
@@ -1505,6 +1517,7 @@ TABLES = {
     "games": (table_of_games, [name for name in RUNS if name.startswith("games/")]),
     "tournament": (table_of_tournaments, [f"tournament_{game}" for game in TOURNAMENTS]),
     "tit-for-tat": (table_of_searches, ["tit-for-tat_contribution"]),
+    "mfos": (table_of_mfos, ["mfos_1024_ipd", *(f"authors/{name}_ipd" for name in TRAINED if "mfos" in name)]),
 }
 
 

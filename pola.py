@@ -1,23 +1,24 @@
-"""POLA, proximal learning with opponent-learning awareness: the best policy nearby, after the opponent's next step.
+"""POLA, proximal learning with opponent-learning awareness: the best policy nearby, given the opponent's next step.
 
 Zhao, Lu, Grosse and Foerster (2022), Proximal Learning With Opponent-Learning Awareness, in the form that they call
 outer POLA, with exact returns. Player 1's new policy maximises over y_1
 
     f_1(y_1, x_2 + alpha d/dx_2 f_2(y_1, x_2)) - beta D(x_1, y_1),
 
-and player 2's likewise. D(x_1, y_1) is the sum over observations of KL(policy of x_1 || policy of y_1). LOLA is a step
-of gradient ascent on the first term, as long as the parameters have it. Here policies ascend until they stop, and what
-holds them back is what they do: what player 1 does next does not depend on how it is parametrised. (The imagined step
-of player 2 is a naive one in its parameters, on which its own part depends.)
+and player 2's likewise. D(x_1, y_1) is the sum over observations of KL(policy of x_1 || policy of y_1). LOLA takes one
+gradient step on the first term, measured in parameters. Here policies climb to the top of the whole, whose price is on
+what they do: where there is one top, and the climb gets there, player 1's new policy does not depend on how it is
+parametrised. (It does on how player 2 is, whose imagined step is naive. In full POLA that is proximal, too.)
 
     python pola.py --game ipd --quick          returns over alpha: a minute on one CPU core
     python pola.py --game contribution --alpha 50 100 125 --eval-steps 10      tit-for-tat, at a factor of 1.33
 
 What to expect on the IPD: defection (-2) up to alpha = 5, and most cooperation around 20 (-1.26). In the contribution
-game almost all pairs of tables play tit-for-tat within two steps of alpha = 125, and networks within two of alpha =
-6.25 (`python plots.py --table tit-for-tat`). Much later many lose it again. Settings are those of the authors' code
-(github.com/Silent-Zebra/POLA), whose returns are not multiplied by 1 - discount: at a discount of .96, alpha here is 25
-times theirs, and beta theirs over 25. A run prints a table and writes results/pola_GAME.npz and figures/pola_GAME.png.
+game, with alpha = 125, almost all pairs of tables play tit-for-tat within two steps, and with `--policy mlp --alpha
+6.25 --beta .0052` those of networks do (`python plots.py --table tit-for-tat`). Much later many lose it again. These
+are settings of the authors' code (github.com/Silent-Zebra/POLA), whose returns are not multiplied by 1 - discount: at
+.96 alpha here is 25 times theirs, and beta theirs over 25. A run prints a table and writes results/pola_GAME.npz and
+figures/pola_GAME.png.
 """
 
 import dataclasses
@@ -54,13 +55,13 @@ class Config:
     memory: Annotated[int, 1, 2] = 1  # rounds that policies see in iterated games; the default of lr depends on both
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
     num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each with policies of its own: seed, seed + 1, ...
-    lr: Annotated[float, 1e-9, 1e30] = 20.0  # step size of best responses and naive learners; POLA itself has none
+    lr: Annotated[float, 1e-9, 1e30] = 20.0  # of best responses and naive learners, 10 times the game's; POLA has none
     alpha: Annotated[tuple[float, ...], 0.0, 1e30] = GAMES["ipd"].alphas  # step that the opponent is imagined to take
-    beta: Annotated[float, 0.0, 1e30] = 0.004  # price of a unit of divergence, in units of return
-    climb_steps: Annotated[int, 1, 2**31 - 1] = 1000  # gradient steps to a new policy, at most
+    beta: Annotated[float, 0.0, 1e30] = 0.004  # price of a unit of the summed divergence, in units of return
+    climb_steps: Annotated[int, 1, 2**31 - 1] = 1000  # gradients of a climb, at most; skewed tables may take 10000
     climb_tolerance: Annotated[float, 0.0, 1e30] = 1e-4  # or until no parameter would change by more
     eval_pairs: Annotated[int, 1, 2**31 - 1] = 64  # policy pairs for each alpha and seed
-    eval_steps: Annotated[int, 1, 2**31 - 1] = 20  # steps that they, and those beside them, are followed for
+    eval_steps: Annotated[int, 1, 2**31 - 1] = 20  # steps of all learners, best responses among them
 
     def __post_init__(self):
         check(self)
@@ -71,7 +72,7 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     played = game_of(changes | {"game": game})
     # POLA's steps are long and few, and so are those of learners beside it.
     settings = dict(game=getattr(game, "name", game), lr=10 * played.lr, alpha=played.alphas)
-    # With this price small steps are those of LOLA with the game's lr.
+    # With this price, where D is half a squared distance, small steps are those of LOLA with the game's lr.
     settings |= dict(eval_pairs=32, eval_steps=200, lr=played.lr, beta=1 / played.lr) if played.planar else {}
     settings |= dict(eval_pairs=16) if quick else {}
     return Config(**settings | changes)
@@ -80,9 +81,10 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
 def divergence(game: Game, x: jax.Array, y: jax.Array) -> jax.Array:
     """How far each player's new policy y is from its old one x, by what they do. (2, n), (2, n) -> (2,).
 
-    Where policies are probabilities, the sum over observations of KL(old || new), in nats. In planar games such as the
-    Logistic Game, which have none, half of the squared distance.
+    Where policies are log-odds, the sum over observations of KL(old || new), in nats, as in the authors' code. In games
+    such as the Logistic Game, where they are not, half of the squared distance.
     """
+    # Parameters of `matrix_game` are log-odds, too: its features are this very function.
     if not game.iterated and game.features is not jax.nn.sigmoid:
         return ((y - x) ** 2).sum(1) / 2
     old, new = game.log_odds(x), game.log_odds(y)
@@ -94,7 +96,7 @@ def pola_objective(f, x: jax.Array, i: int, own: jax.Array, alpha, beta, distanc
 
         f_i(y_i, x_j + alpha d f_j / d x_j (y_i, x_j)) - beta D(x_i, y_i),    with j the other player
 
-    The first term is that of exact LOLA, a function of y_i through j's step, too. Arguments are those of `pola_step`.
+    The first term is that of exact LOLA: y_i acts on it through j's step as well. Arguments are those of `pola_step`.
     """
     j, joint = 1 - i, x.at[i].set(own)
     step = alpha * jax.grad(lambda other: f(joint.at[j].set(other))[j])(joint[j])
@@ -105,14 +107,14 @@ def climb(objective, start: jax.Array, steps: int, tolerance: float) -> jax.Arra
     """Gradient ascent to a maximum of the objective, (n,) -> (), from `start`, (n,), on. (n,).
 
     A step after which the slope points back has passed a top. It is not taken, and the next is half as long; otherwise
-    the next is twice as long. So no step size needs to be found, and slopes decide alone, as near a top they are known
-    more precisely than values. It ends after so many `steps`, or if the next would change no parameter by more than
-    `tolerance`. (Zhao et al. have fixed step sizes, and stop when policies do not change.)
+    the next is twice as long. So no step size needs to be found. Only slopes are compared: near a top values differ by
+    less than rounding. It ends after so many gradients, `steps`, or if the next step would change no parameter by more
+    than `tolerance`. (Zhao et al. have fixed step sizes, and stop when policies do not change.)
     """
 
     def goes_on(state):
         _, slope, size, step = state
-        return (step == 0) | (step < steps) & (size * jnp.abs(slope).max() > tolerance)
+        return (step == 0) | ((step < steps) & (size * jnp.abs(slope).max() > tolerance))
 
     def move(state):
         x, slope, size, step = state
@@ -127,12 +129,12 @@ def climb(objective, start: jax.Array, steps: int, tolerance: float) -> jax.Arra
 
 
 def pola_step(f, x: jax.Array, alpha, beta, distance, steps: int = 1000, tolerance: float = 1e-4) -> jax.Array:
-    """The policies that follow x: row i is a maximum of player i's `pola_objective`, the one uphill from x_i.
+    """The policies that follow x: row i is a maximum of player i's `pola_objective`, found by climbing from x_i.
 
     Args:
       f: differentiable game, (2, n) -> (2,).
       x: joint policy, (2, n).
-      alpha: imagined step of the opponent, (), or one for each player, (2,): i's for row i. At 0 learners are naive.
+      alpha: imagined step of the opponent, (), or one for each player, (2,): i's for row i. At 0 the other stays.
       beta: price of a unit of distance, in units of return. The larger it is, the smaller are steps.
       distance: D, from x to other joint policies, (2, n), (2, n) -> (2,), such as `partial(divergence, game)`.
       steps, tolerance: when to stop, see `climb`.
@@ -153,7 +155,7 @@ def pola_step(f, x: jax.Array, alpha, beta, distance, steps: int = 1000, toleran
 def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]:
     """Evaluate POLA from the policies that `key` draws, at every alpha. Arrays (sweep, ...)."""
 
-    def field(x, alpha):  # the direction in which a step of size lr ends there
+    def field(x, alpha):  # lr times it is POLA's step
         distance = partial(divergence, game)
         y = pola_step(game.f, x, alpha, config.beta, distance, config.climb_steps, config.climb_tolerance)
         return (y - x) / config.lr

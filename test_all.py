@@ -948,6 +948,44 @@ def test_policies_climb_to_the_top_that_is_uphill_from_where_they_are():
     f = lambda x: -((x[:, 0] ** 2 - 1) ** 2)
     y = pola.pola_step(f, jnp.array([[0.5], [-0.5]]), 0.0, 1e-3, lambda x, y: ((y - x) ** 2).sum(1) / 2)
     np.testing.assert_allclose(y, [[1], [-1]], atol=1e-3)
+    # Uphill without end: steps of 1 and 2, after that which finds the slope.
+    free = lambda x, y: jnp.zeros(2)
+    np.testing.assert_allclose(pola.pola_step(lambda x: x[:, 0], jnp.zeros((2, 1)), 0.0, 0.0, free, 3), [[3], [3]])
+
+
+def test_what_policies_are_apart_by():
+    x, y = jnp.zeros((2, 1)), jnp.array([[1.0], [2.0]])
+    np.testing.assert_allclose(pola.divergence(GAMES["logistic"], x, y), [0.5, 2])
+    kl = [np.log(0.5) - 0.5 * np.log(p * (1 - p)) for p in 1 / (1 + np.exp(-np.array([1, 2])))]
+    np.testing.assert_allclose(pola.divergence(GAMES["matching_pennies"], x, y), kl, rtol=1e-5)
+    x, y = (jnp.tile(row, (1, 21)) for row in (x, y))
+    np.testing.assert_allclose(pola.divergence(games.make_game("imp", memory=2), x, y), 21 * np.array(kl), rtol=1e-5)
+
+
+def test_how_tit_for_tat_is_searched_for():
+    """Each with its own settings, for each factor: a step by hand."""
+    for algorithm in ("pola", "lola"):
+        found = plots.search_with(algorithm, "tabular", np.float32([1.33, 1.1]), np.float32([[5, 0.5], [0.1, 3]]), 2, 9)
+        assert found.shape == (2, 9, 2)
+        for k, (factor, alpha, other) in enumerate(((1.33, 5, 0.1), (1.1, 0.5, 3))):
+            game = games.make_game("contribution", (factor - 1, factor / 2 - 1, factor / 2, 0))
+            step = {
+                "pola": lambda x: pola.pola_step(game.f, x, 25 * alpha, other / 25, partial(pola.divergence, game)),
+                "lola": lambda x: x + 25 * other * lola.lola_gradient(game.f, x, 25 * alpha),
+            }[algorithm]
+            xs = jax.vmap(GAMES["contribution"].init)(jax.random.split(jax.random.key(0), 9))
+            for t in range(2):
+                xs = jax.jit(jax.vmap(step))(xs)
+                expected = jax.vmap(partial(plots.plays_tit_for_tat, game))(xs)
+                np.testing.assert_array_equal(found[k, :, t], expected)
+    found = np.zeros((4, 3, 5), bool)  # of two factors with two settings each: the better of them counts
+    found[1, :2, 1] = found[2, 0] = True
+    settings = {("pola", "mlp"): (5, [[(1, 1), (2, 2)]] * 2)}
+    with mock.patch.multiple(plots, SEARCHES=settings, FACTORS=(1.5, 1.7), search_with=mock.Mock(return_value=found)):
+        results = plots.search_for_tit_for_tat(3)
+    np.testing.assert_allclose(results["found"], [[[2 / 3, 0], [1 / 3, 1 / 3]]])
+    assert list(results["names"]) == ["POLA, mlp"]
+    assert "| POLA, mlp | 0.67 (0.00) | 0.33 (0.33) |" in plots.table_of_searches({"": results | {}})
 
 
 @pytest.mark.parametrize("alpha", [0.0, 20.0])
@@ -1481,6 +1519,8 @@ def test_a_meta_episode_against_a_loop(opponent, seat):
         first, key = jax.random.split(jax.random.key(2))
         x, agents = np.asarray(game.init(first)), jax.tree.map(np.asarray, agents)
         assert len(agents) == 2 and not np.allclose(agents[0].actor[0], agents[1].actor[0])
+        drawn = np.concatenate([np.ravel(w * (len(w) - 1) ** 0.5) for w in jax.tree.leaves(agents)])
+        assert -1 < drawn.min() < -0.9 and 0.9 < drawn.max() < 1  # as PyTorch draws them, biases, too
         for t, key in enumerate(jax.random.split(key, 2)):
             states = [1 / (1 + np.exp(-np.concatenate([x[i], x[1 - i]]))) for i in (0, 1)]
             moments = [actor(agent, state) for agent, state in zip(agents, states)]
@@ -1541,11 +1581,14 @@ def test_an_update_is_adam_on_each_agents_normalised_returns():
     with jax.enable_x64(True):
         config = mfos.make_config("tandem", **settings)
         state, keys = mfos.train_init(jax.random.key(5), game, config), jax.random.split(jax.random.key(6), 4)
-        episode = lambda seat, key: mfos.meta_episode(key, state.params, game, config, seat)
-        played = [jax.jit(jax.vmap(functools.partial(episode, seat), out_axes=1))(keys) for seat in (0, 1)]
+        episode = jax.jit(lambda key, seat: mfos.meta_episode(key, state.params, game, config, seat), static_argnums=1)
+        each = [zip(*(episode(key, seat) for key in keys)) for seat in (0, 1)]
+        played = [[np.stack(arrays, 1) for arrays in kinds] for kinds in each]  # (T, start, ...)
         np.testing.assert_array_equal(played[0][-1], played[1][-1][..., ::-1])  # both see the same episodes
-        (agents, _), losses = mfos.ppo_update(state.params, state.opt_state, played, config)
-        for agent, new, (*batch, returns) in zip(state.params, agents, played):
+        stepped, metrics = jax.jit(lambda key: mfos.outer_step(key, state, game, config))(jax.random.key(6))
+        np.testing.assert_allclose(metrics["mean_return"], [returns.mean((0, 1)) for *_, returns in played], rtol=1e-9)
+        assert stepped.step == 1 and len(state.params) == 2
+        for agent, new, (*batch, returns) in zip(state.params, stepped.params, played, strict=True):
             targets = np.zeros((5, 4))
             for t in range(5):
                 targets[t] = sum(0.7 ** (k - t) * returns[k, :, 0] for k in range(t, 5))
@@ -1561,7 +1604,7 @@ def test_an_update_is_adam_on_each_agents_normalised_returns():
 
 def test_seats_of_a_game_that_is_not_symmetric():
     """Player 1 always makes the unfair offer, player 2 takes every one."""
-    game, config = GAMES["ultimatum"], mfos.make_config("ultimatum", **SMALL)
+    game, config = GAMES["ultimatum"], mfos.make_config("ultimatum", **SMALL, lr=3.0)
     agents = jax.tree.map(jnp.zeros_like, mfos.model_init(jax.random.key(0), game, config))
     last = lambda mean: jnp.zeros((7, 2)).at[-1].set(jnp.array([mean, -30.0]))  # and next to no variance
     agents = [agent._replace(actor=(agent.actor[0], last(mean))) for agent, mean in zip(agents, (-30.0, 30.0))]
@@ -1863,7 +1906,7 @@ def test_beside_an_opponent_a_run_has_a_name_of_its_own_and_is_resumed(tmp_path)
     assert np.abs(first["params/0/readout/w"] - first["params/1/readout/w"]).min() > 0
 
 
-@pytest.mark.parametrize("script", [pytest.param("cola", marks=slow), "maml", "meva"])
+@pytest.mark.parametrize("script", [*(pytest.param(name, marks=slow) for name in ("cola", "mfos")), "maml", "meva"])
 def test_train_is_what_the_script_does_chunk_by_chunk(script, once):
     written, module, config = once(script, "logistic")[1], SCRIPTS[script], tiny("logistic", script)
     key = jax.random.split(jax.random.key(config.seed))[0]
@@ -1944,7 +1987,8 @@ PAPER = {  # the settings of Sec. 5 and Apps. B to E, or of the authors' code wh
     ("lola", "logistic"): dict(lr=1, alpha=(0, 1, 2, 5, 10, 20), variant="exact"),
     ("lola", "ipd"): dict(lr=2, alpha=FIG_3B, variant="exact", eval_pairs=256),
     ("hola", "logistic"): dict(lr=1, order=2),
-    ("pola", "ipd"): dict(alpha=FIG_3B, eval_pairs=64, eval_steps=20),
+    ("pola", "ipd"): dict(alpha=FIG_3B, beta=0.004, lr=20, eval_pairs=64, eval_steps=20),
+    ("pola", "tandem"): dict(beta=10, lr=0.1, eval_steps=200),
     ("mfos", "ipd"): dict(lr=25, batch_size=4096, rollout_length=100, gamma=0.99, hidden=256, model_lr=2e-3, epochs=4,
                           clip=0.2, entropy_weight=0.01),
     ("sos", "ipd"): dict(lr=2, variant="sos", alpha=FIG_3B, eval_pairs=256),
@@ -2341,7 +2385,7 @@ def test_programs_are_fit_for_a_gpu(script, monkeypatch):
         lower(module.over_devices(final, mesh, "batch"), seeds, state.params)
     else:
         params = []
-        if script == "maml":
+        if script in MODELS:
             state = lower(jax.jit(lambda key: module.train_init(key, game, config)), key)
             steps = jax.jit(lambda key, state: module.train_steps(key, state, game, config, 2))
             params = [lower(steps, key, state)[0].params]
@@ -2350,7 +2394,7 @@ def test_programs_are_fit_for_a_gpu(script, monkeypatch):
         assert "callback" not in text and not re.search(r"custom_call", text)
         products = re.findall(r"= stablehlo\.dot_general .*", text)
         assert all("precision = [HIGHEST, HIGHEST]" in product for product in products), products
-    assert bool(products) == (script in TRAINED)
+    assert bool(products) == (script in (*TRAINED, "mfos"))
 
 
 @pytest.mark.parametrize(
@@ -2736,7 +2780,7 @@ def test_the_authors_tournament_is_played_as_they_did():
     assert f"| naive | maml | -1.524 : -1.398 | {ours} | {far} |" in plots.table_of_tournaments({"": results})
     every, learners = plots.equilibria(results).split("among those that learn")
     assert "tit-for-tat (return -1.000)" in every and "tit-for-tat" not in learners
-    assert "lola-taylor-stop (return -1.037)" in learners
+    assert "cola (return -1.590)" in learners
 
 
 @slow
