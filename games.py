@@ -507,7 +507,8 @@ def make_game(
     if payoffs or discount is not None:
         discount = game.discount if discount is None else discount
         own, other = (payoffs[:4], payoffs[4:] or payoffs) if payoffs else game.payoffs
-        words = ["payoffs", *(str(payoff).removesuffix(".0") for payoff in payoffs)] if payoffs else [game.name]
+        words = [game.name] if game.start != (1.0, 1.0) or not payoffs else []  # what payoffs do not say
+        words += ["payoffs", *(str(payoff).removesuffix(".0") for payoff in payoffs)] if payoffs else []
         words += ["discount", str(discount)] if discount != game.discount else []
         game = game._replace(
             name="_".join(words),
