@@ -17,8 +17,7 @@ What to expect on the IPD: defection (-2) up to alpha = 5, and most cooperation 
 game, with alpha = 125, almost all pairs of tables play tit-for-tat within two steps, and with `--policy mlp --alpha
 6.25 --beta .0052` those of networks do (`python plots.py --table tit-for-tat`). Much later many lose it again. These
 are settings of the authors' code (github.com/Silent-Zebra/POLA), whose returns are not multiplied by 1 - discount: at
-.96 alpha here is 25 times theirs, and beta theirs over 25. A run prints a table and writes results/pola_GAME.npz and
-figures/pola_GAME.png.
+.96 alpha here is 25 times theirs, and beta theirs over 25. A run writes results/pola_GAME.npz and its figure.
 """
 
 import dataclasses

@@ -16,8 +16,8 @@ in SGA's sign, is computed for f / (1 - discount); alpha = 25 and lr = 25 on the
     python sos.py --game tandem        the game that SOS was made for: 10 seconds
 
 What to expect on the IPD: defection (-2) at alpha = 0, more cooperation the larger it is (-1.44 at 10, -1.22 at 100),
-which best responses exploit. On Tandem LOLA's players push on to where both lose; those of SOS stop where naive ones
-do, at its default alphas. A run prints a table and writes results/sos_GAME.npz and figures/sos_GAME.png.
+which best responses exploit. On Tandem LOLA's players push on to where both lose, SOS's stop where naive ones do, at
+the default alphas. A run prints a table and writes results/sos_GAME.npz and figures/sos_GAME.png.
 """
 
 import dataclasses
