@@ -1269,8 +1269,8 @@ def table_of_ablations(runs: dict[str, Results]) -> str:
     return "\n\n".join([heading, returns, "The Logistic Game, the share that ends with x_1, x_2 > 0:", shares])
 
 
-def slopes(results: Results, gamma: float, line: np.ndarray) -> np.ndarray:
-    """Slopes of player 1's meta-value by its own policy at points of the diagonal x_1 = x_2, (2, seed, point).
+def slopes(results: Results, gammas, line: np.ndarray) -> np.ndarray:
+    """Slopes of player 1's meta-value by its own policy at points of the diagonal x_1 = x_2, (gamma, 2, seed, point).
 
     Of the model first, and then of what it stands for: the discounted mean of the returns that follow if both players
     follow the model, differentiated through 2000 steps.
@@ -1278,7 +1278,7 @@ def slopes(results: Results, gamma: float, line: np.ndarray) -> np.ndarray:
     meva, game = SCRIPTS["meva"], GAMES["logistic"]
     config, models = load_models("meva", results, game)
 
-    def of_one(params, x):
+    def of_one(gamma, params, x):
         field = partial(meva.meva_gradient, params, game, gamma=gamma, config=config)
 
         def step(carry, _):
@@ -1289,8 +1289,9 @@ def slopes(results: Results, gamma: float, line: np.ndarray) -> np.ndarray:
         return jax.numpy.stack([field(x)[0, 0], value(x)[0, 0]])
 
     x = np.broadcast_to(np.float32(line)[:, None, None], (len(line), 2, 1))
-    both = jax.vmap(jax.vmap(of_one, (None, 0)), (0, None))(models, x)
-    return np.moveaxis(np.asarray(both), -1, 0)
+    of_all = jax.vmap(jax.vmap(of_one, (None, None, 0)), (None, 0, None))
+    both = jax.jit(lambda gammas: jax.lax.map(lambda gamma: of_all(gamma, models, x), gammas))(np.float32(gammas))
+    return np.moveaxis(np.asarray(both), -1, 1)
 
 
 def table_of_ends(runs: dict[str, Results]) -> str:
@@ -1299,12 +1300,13 @@ def table_of_ends(runs: dict[str, Results]) -> str:
         return ""
     rows, line = [], np.linspace(3.5, 7, 15)
     near, far = runs["meva_logistic"], runs["far_logistic"]
-    for gamma in (0.9, 0.91, 0.92, 0.95, 0.99):
+    gammas = (0.9, 0.91, 0.92, 0.95, 0.99)
+    for gamma, both in zip(gammas, slopes(near, gammas, line)):
         cells = [spread(share_at_b(near, gamma))]
         cells += [spread(came_to(results, B)[at(results, gamma)].mean((1, 2))) for results in (near, far)]
         ends = [results["endpoints"][at(results, gamma)] for results in (near, far)]
         cells += [spread(logistic_returns(np.array([B, B]))[0] - logistic_returns(x).mean((1, 2, 3))) for x in ends]
-        for slope in slopes(near, gamma, line):  # (seed, point), falling: where it is 0
+        for slope in both:  # (seed, point), falling: where it is 0
             cells += [spread(np.array([np.interp(0, -each, line) for each in slope]), 2)]
         rows.append((f"{gamma:g}", *cells))
     heading = ("gamma", "in B's quadrant", "within .5 of B", "after 2000 steps", "return lost to B", "after 2000 steps",
