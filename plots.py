@@ -166,7 +166,7 @@ class Protocol(NamedTuple):
     """How a tournament is played."""
 
     lr: float  # step size of the policies
-    alpha: float  # look-ahead step of LOLA, HOLA and COLA
+    alpha: float  # look-ahead step of LOLA, HOLA, SOS, POLA and COLA
     gamma: float  # meta-discount of MeVa
     steps: int  # that policies are followed for
 
@@ -1215,25 +1215,6 @@ def search_for_tit_for_tat(trials: int = 100) -> dict:
     return dict(found=found, names=np.array([f"{TITLES[algorithm]}, {kind}" for algorithm, kind in SEARCHES]))
 
 
-def table_of_searches(runs: dict[str, Results]) -> str:
-    """Who finds tit-for-tat in the contribution game, and who still plays it in the end, by the factor."""
-    rows = []
-    for results in runs.values():
-        for name, shares in zip(results["names"], results["found"]):
-            rows.append((name, *(f"{ever:.2f} ({end:.2f})" for ever, end in shares)))
-    return table(("at some time (in the end)", *map(str, FACTORS)), rows)
-
-
-def table_of_mfos(runs: dict[str, Results]) -> str:
-    """M-FOS on the IPD beside each opponent of its training: mean returns over meta-episodes, of each model."""
-    rows = []
-    for name, results in runs.items():
-        each = results["episode_returns"].mean((0, 2, 3))  # (seed, 2)
-        words = ["{:.3f} : {:.3f}".format(*returns) for returns in each]
-        rows.append((results["config"]["opponent"], str(results["config"]["batch_size"]), "; ".join(words)))
-    return table(("opponent", "starts", "agent : other, of each model"), rows)
-
-
 # The tables, in Markdown, from those of their runs that are there
 
 
@@ -1350,6 +1331,25 @@ def table_of_tournaments(runs: dict[str, Results]) -> str:
             parts.append("The authors' cells, ours, and the distance in our standard errors:")
             parts.append(table(("row", "column", "authors", "here", "distance"), rows))
     return "\n\n".join(parts)
+
+
+def table_of_searches(runs: dict[str, Results]) -> str:
+    """Who finds tit-for-tat in the contribution game, and who still plays it in the end, by the factor."""
+    rows = []
+    for results in runs.values():
+        for name, shares in zip(results["names"], results["found"]):
+            rows.append((name, *(f"{ever:.2f} ({end:.2f})" for ever, end in shares)))
+    return table(("at some time (in the end)", *map(str, FACTORS)), rows)
+
+
+def table_of_mfos(runs: dict[str, Results]) -> str:
+    """M-FOS on the IPD beside each opponent of its training: mean returns over meta-episodes, of each model."""
+    rows = []
+    for results in runs.values():
+        each = results["episode_returns"].mean((0, 2, 3))  # (seed, 2)
+        words = ["{:.3f} : {:.3f}".format(*returns) for returns in each]
+        rows.append((results["config"]["opponent"], str(results["config"]["batch_size"]), "; ".join(words)))
+    return table(("opponent", "starts", "agent : other, of each model"), rows)
 
 
 def cell(results: Results, key: str, i: int, digits: int = 3) -> str:

@@ -963,8 +963,8 @@ def test_what_policies_are_apart_by():
     np.testing.assert_allclose(pola.divergence(games.make_game("imp", memory=2), x, y), 21 * np.array(kl), rtol=1e-5)
 
 
-def test_how_tit_for_tat_is_searched_for():
-    """Each with its own settings, for each factor: a step by hand."""
+def test_how_tit_for_tat_is_searched_for(tmp_path, capsys):
+    """Each with its own settings, for each factor: a step by hand. And the command, which writes what is read again."""
     for algorithm in ("pola", "lola"):
         found = plots.search_with(algorithm, "tabular", np.float32([1.33, 1.1]), np.float32([[5, 0.5], [0.1, 3]]), 2, 9)
         assert found.shape == (2, 9, 2)
@@ -986,7 +986,14 @@ def test_how_tit_for_tat_is_searched_for():
         results = plots.search_for_tit_for_tat(3)
     np.testing.assert_allclose(results["found"], [[[2 / 3, 0], [1 / 3, 1 / 3]]])
     assert list(results["names"]) == ["POLA, mlp"]
-    assert "| POLA, mlp | 0.67 (0.00) | 0.33 (0.33) |" in plots.table_of_searches({"": results | {}})
+    words = plots.command("tit-for-tat_contribution", tmp_path).split()[2:]
+    with mock.patch.object(plots, "search_for_tit_for_tat", return_value=results):
+        status, out, err = plot(words, capsys)
+    assert not status and not err and "| POLA, mlp | 0.67 (0.00) | 0.33 (0.33) |" in out
+    runs, _, missing = plots.find(["tit-for-tat_contribution"], tmp_path, exactly=True)
+    assert not missing and plots.table_of_searches(runs) in out
+    status, _, err = plot(["--table", "tit-for-tat", "--game", "ipd", "--out", str(tmp_path)], capsys)
+    assert status == 2 and "--game, --protocol: take --table tournament" in err
 
 
 @pytest.mark.parametrize("alpha", [0.0, 20.0])
@@ -1299,10 +1306,10 @@ def test_an_outer_loop_against_plain_loops(form, opponent):
 
 
 @slow
-def test_each_seat_has_a_model_of_its_own_beside_an_opponent(monkeypatch, opponent="lola"):
+def test_each_seat_has_a_model_of_its_own_beside_an_opponent(monkeypatch):
     """On a game that is not symmetric: the opponent's steps are those of the other seat's player, in either seat."""
     game, settings = GAMES["bach_or_stravinsky"], dict(rollout_length=4, stride=4, outer_steps=1, alpha=3.0)
-    config, key = tiny(game.name, opponent=opponent, **settings), jax.random.key(0)
+    config, key = tiny(game.name, opponent="lola", **settings), jax.random.key(0)
     state = meva.train_init(key, game, config)
     assert all(isinstance(part, tuple) for part in state[:3])
     xs, gammas = stretches(monkeypatch, state, game, config, key, step=meva.train_chunk)
