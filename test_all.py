@@ -2183,6 +2183,34 @@ def test_no_mutated_checkpoint_is_believed(once, tmp_path, capsys, monkeypatch):
         meva.main(words)
 
 
+@slow
+def test_mfos_goes_on_from_its_checkpoint_bit_for_bit_and_believes_no_other(once, tmp_path, capsys):
+    words = ["--game", "logistic", "--resume", "--out", str(tmp_path), *flags(**TINY["mfos"] | TINY_EVAL)]
+    path, counts = tmp_path / "results/mfos_logistic.checkpoint.npz", itertools.count(1)
+
+    def write_three(path, save):  # the next is begun, and interrupted
+        if next(counts) > 3:
+            raise KeyboardInterrupt
+        naive.write(path, save)
+
+    with mock.patch.object(mfos, "write", write_three), pytest.raises(KeyboardInterrupt):
+        mfos.main(words)
+    middle = dict(np.load(path))
+    assert (middle["saved/0/step"] == 6).all()  # chunks are of two
+    named = f"argument --resume: takes a whole checkpoint of these settings, not {path}"
+    for step in (5, 1000, -2, [4, 6]):
+        np.savez(path, **middle | {"saved/0/step": np.broadcast_to(np.int32(step), 2)})
+        refused(mfos, words, named, tmp_path, capsys)
+    loss, others = middle["saved/1/loss"], str(middle["config"]).replace('"clip": 0.2', '"clip": 0.3')
+    for name, wrong in (("saved/1/loss", loss[:, 1:]), ("saved/1/loss", np.nan * loss), ("config", np.array(others))):
+        np.savez(path, **middle | {name: wrong})
+        refused(mfos, words, named, tmp_path, capsys)
+    np.savez(path, **middle)
+    mfos.main(words)
+    assert " 8 / 26 " in (out := capsys.readouterr().out) and " 6 / 26 " not in out
+    assert_same_arrays(dict(np.load(tmp_path / "results/mfos_logistic.npz")), once("mfos", "logistic")[1])
+
+
 # Scripts as programs
 
 
