@@ -11,13 +11,13 @@ PPO (Schulman et al., 2017, Eqs. 7 and 9) ascends the discounted sum of T reward
 learns. --opponent says who that is: a naive learner, LOLA, or a second agent that draws its policies likewise. (The
 authors' pairs of agents begin with naive learners in place of each other, in ever fewer episodes, and learn slower.)
 
-    python mfos.py --game ipd          4096 starts for each episode, as the authors have: about 45 minutes
+    python mfos.py --game ipd          4096 starts for each episode, as the authors have: a minute on a GPU, 45 without
     python mfos.py --game ipd --quick  256 starts: two to four minutes on a 2-core CPU
 
-What to expect on the IPD, as means over a meta-episode, agent : other: naive learners are extorted, -.49 : -2.15 over
-three seeds of 1024 starts (12 minutes each on a core), while with 256 one of two stayed at -.90 : -1.49. With LOLA and
-with its like the agent cooperates, -1.02 and -1.00 each, though one of two pairs was not done (`python plots.py --table
-mfos`). A run prints a table and writes results/mfos_GAME.npz and figures/mfos_GAME.png.
+What to expect on the IPD, as means over a meta-episode, agent : other: naive learners are extorted, -.48 : -2.16 in
+three of eight models of 4096 starts, while the others stay at -.72 to -.88 for long. With LOLA the agent cooperates,
+-1.02 each; pairs of agents mostly defect (`python plots.py --table mfos`). A run prints a table and writes
+results/mfos_GAME.npz and figures/mfos_GAME.png.
 """
 
 import dataclasses

@@ -200,7 +200,14 @@ def runs_of_the_tournament(name: str, game: str) -> dict[str, Run]:
 for pair in itertools.product(TRAINED, TOURNAMENTS):
     RUNS = RUNS | runs_of_the_tournament(*pair) | RUNS  # those above stay what they are
 RUNS |= {f"tournament_{game}": Run("plots", game, dict(table="tournament", protocol="authors")) for game in TOURNAMENTS}
+DEVICES = dict(naive=(2,), lola=(1, 10, 30, 100), hola=(1, 5, 10, 100), meva=(0, 0.9, 0.95, 0.99))  # the settings shown
+RUNS |= {f"{script}_gpu_ipd": Run(script, "ipd", SETTINGS["ipd"][script]) for script in ("meva", "hola")}
+RUNS |= {f"{script}_gpu_ipd": Run(script, "ipd", {}) for script in ("naive", "lola")}
 RUNS["mfos_1024_ipd"] = Run("mfos", "ipd", dict(batch_size=1024, num_seeds=3))
+RUNS["mfos_4096_ipd"] = Run("mfos", "ipd", EIGHT)
+RUNS |= {f"mfos-{name}_4096_ipd": Run("mfos", "ipd", dict(num_seeds=2, opponent=name)) for name in ("lola", "self")}
+MFOS = [name for name in RUNS if name.startswith("mfos") and name.endswith("_4096_ipd")] + ["mfos_1024_ipd"]
+MFOS += [f"authors/{name}_ipd" for name in TRAINED if name.startswith("mfos")]
 RUNS["tit-for-tat_contribution"] = Run("plots", "contribution", dict(table="tit-for-tat"))
 RUNS |= {f"games/{script}_{game}": Run(script, game, quick=True) for game in GAMES for script in TITLES}
 
@@ -222,6 +229,7 @@ SHAPES = {  # of the arrays that are read: S settings, N seeds, T steps and the 
     **dict.fromkeys(("trained", "corner"), ("A", "A", None)),
     "found": ("A", None, 2),  # in search of tit-for-tat, by A learners
     "episode_returns": ("S", "N", None, None, 2),
+    "loss": ("N", None),
 }
 
 
@@ -1342,6 +1350,27 @@ def table_of_searches(runs: dict[str, Results]) -> str:
     return table(("at some time (in the end)", *map(str, FACTORS)), rows)
 
 
+def table_of_devices(runs: dict[str, Results]) -> str:
+    """Returns on the IPD from the same seeds on a CPU and on a GPU, and by how much those of a single pair differ."""
+    rows = []
+    for script, settings in DEVICES.items():
+        cpu, gpu = runs.get(f"{script}_ipd"), runs.get(f"{script}_gpu_ipd")
+        for setting in settings if cpu and gpu else ():
+            cells = []
+            for key in RETURNS:
+                ours, theirs = (results[key][at(results, setting)] for results in (cpu, gpu))  # (seed, pair, 2)
+                ours = ours[: len(theirs)]
+                off = np.abs(ours - theirs).max()
+                cells.append(f"{ours[..., 0].mean():.4f}, {theirs[..., 0].mean():.4f} ({off:.0e})")
+            rows.append((labelled(script, cpu, at(cpu, setting)), *cells))
+    parts = [table(("CPU, GPU (largest difference)", *(key.replace("_", " ") for key in RETURNS)), rows)]
+    if cpu and gpu:  # MeVa, the last one
+        off = np.abs(gpu["loss"] / cpu["loss"] - 1).max(0)
+        words = ", ".join(f"{off[loop - 1]:.0e} at {loop}" for loop in (1, 50, 100, 200, 500))
+        parts.append(f"Losses of the models of MeVa differ, relatively and at most, by {words} outer loops.")
+    return "\n\n".join(parts)
+
+
 def table_of_mfos(runs: dict[str, Results]) -> str:
     """M-FOS on the IPD beside each opponent of its training: mean returns over meta-episodes, of each model."""
     rows = []
@@ -1519,7 +1548,8 @@ TABLES = {
     "games": (table_of_games, [name for name in RUNS if name.startswith("games/")]),
     "tournament": (table_of_tournaments, [f"tournament_{game}" for game in TOURNAMENTS]),
     "tit-for-tat": (table_of_searches, ["tit-for-tat_contribution"]),
-    "mfos": (table_of_mfos, ["mfos_1024_ipd", *(f"authors/{name}_ipd" for name in TRAINED if "mfos" in name)]),
+    "mfos": (table_of_mfos, MFOS),
+    "devices": (table_of_devices, [f"{script}_{name}" for script in DEVICES for name in ("ipd", "gpu_ipd")]),
 }
 
 
