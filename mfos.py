@@ -14,9 +14,9 @@ authors' pairs of agents begin with naive learners in place of each other, in ev
     python mfos.py --game ipd          4096 starts for each episode, as the authors have: a minute on a GPU, 45 without
     python mfos.py --game ipd --quick  256 starts: two to four minutes on a 2-core CPU
 
-What to expect on the IPD, as means over a meta-episode, agent : other: naive learners are extorted, -.48 : -2.16 in
-three of eight models of 4096 starts, while the others stay at -.72 to -.88 for long. With LOLA the agent cooperates,
--1.02 each; pairs of agents mostly defect (`python plots.py --table mfos`). A run prints a table and writes
+What to expect on the IPD, as means over a meta-episode, agent : other: naive learners are extorted, by three of eight
+models of 4096 starts at -.48 : -2.16, while four are still on a plateau at about -.87 : -1.5. With LOLA the agent
+cooperates, -1.02 each; pairs of agents defect (`python plots.py --table mfos`). A run prints a table and writes
 results/mfos_GAME.npz and figures/mfos_GAME.png.
 """
 
