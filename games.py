@@ -640,16 +640,17 @@ def evaluate_game(
         results = {"self_play": game.f(x), "policies": game.log_odds(x)}
         for agent, shaped in enumerate(beside_naive):
             ends = {"versus_naive": shaped, "best_response": best_response(game, x, agent, fresh, lr, steps)}
-            ends |= {"versus_opponent": beside_opponent[agent]} if opponent else {}
-            ends = {name: (game.f(end), game.log_odds(end)) for name, end in ends.items()}
+            if opponent:
+                ends["versus_opponent"] = beside_opponent[agent]
+            seat, agent_first = "_2" * agent, jnp.array([agent, 1 - agent])
+            ends = {name: (game.f(end)[agent_first], game.log_odds(end)[agent_first]) for name, end in ends.items()}
             if game.iterated:
                 tables = exact_best_response(game, x, agent)
                 returns = iterated_returns(tables, joint_payoffs(*game.payoffs), game.discount)
-                ends["exact_best_response"] = returns, tables
-            seat, agent_first = "_2" * agent, slice(None, None, 1 - 2 * agent)
+                ends["exact_best_response"] = returns[agent_first], tables[agent_first]
             for name, (returns, policies) in ends.items():
-                results[name + seat] = returns[agent_first]
-                results[name.replace("best_", "") + "_policies" + seat] = policies[agent_first]  # named as above
+                results[name + seat] = returns
+                results[name.replace("best_", "") + "_policies" + seat] = policies  # named as above
         if game.planar:
             results["trajectories"] = jnp.concatenate([path, x[None]])[..., 0]
         return results
