@@ -268,10 +268,7 @@ def chunk_length(config: Config) -> int:
 
 
 def train_chunk(key: jax.Array, state: TrainState, game: Game, config: Config, axis=None):
-    """One chunk of training, for one seed. `key` is the seed's, whatever the chunk. Returns (state, metrics).
-
-    The metrics are `loss` and `gradient_norm`, one for each step.
-    """
+    """One chunk of training, for one seed. `key` is the seed's, whatever the chunk. Returns (state, metrics)."""
     keys = jax.vmap(partial(jax.random.fold_in, key))(1 + state.step + jnp.arange(chunk_length(config)))
     return jax.lax.scan(lambda state, key: outer_step(key, state, game, config, axis), state, keys)
 
@@ -401,6 +398,7 @@ def main(argv=None):
         print(f"{done:6d} / {config.outer_steps}  {shown}  {speed}", flush=True)
 
     evaluation = gather(final(seeds, state.params))  # (seed, sweep, ...)
+    # What `own_share` repeats comes last, and goes.
     results = {name: array.swapaxes(0, 1)[: len(getattr(config, SWEEP))] for name, array in evaluation.items()}
     results |= {"sweep": np.float32(config.eval_alphas)} | curves | flatten("params", gather(state.params))
     results |= {"grid": np.asarray(planar_grid(game))} if game.planar else {}
@@ -443,12 +441,12 @@ def make_mesh(config, args) -> tuple[Mesh, jax.Array]:
         args.refuse(f"argument --distributed: takes HOST:PORT COUNT INDEX, or a cluster ({error})".splitlines()[0])
     hosts = [[device for device in jax.devices() if device.process_index == i] for i in range(jax.process_count())]
     most = min(args.devices or 256, *map(len, hosts)) * len(hosts)
-    pairs = itertools.product(range(1, most + 1), repeat=2)
-    divide = [(seeds * batch, seeds, batch) for seeds, batch in pairs if seeds * batch <= most
-              and config.num_seeds % seeds == config.batch_size % batch == seeds * batch % len(hosts) == 0]  # fmt: skip
-    if not divide:
+    divisors = lambda number: [count for count in range(1, most + 1) if number % count == 0]
+    pairs = itertools.product(divisors(config.num_seeds), divisors(config.batch_size))
+    sizes = [(seeds * batch, seeds, batch) for seeds, batch in pairs if seeds * batch in range(0, most + 1, len(hosts))]
+    if not sizes:
         args.refuse(f"argument --num-seeds: it and --batch-size do not divide among {len(hosts)} processes")
-    count, *shape = max(divide)
+    count, *shape = max(sizes)
     mesh = Mesh(np.reshape([host[: count // len(hosts)] for host in hosts], shape), ("seed", "batch"))
     seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
     sharding = NamedSharding(mesh, PartitionSpec("seed"))

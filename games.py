@@ -153,16 +153,8 @@ def two_hills(x: jax.Array) -> jax.Array:
 
 def planar_game(name: str, f, start: float, scale: float, symmetric: bool = False, **settings) -> Game:
     """A `Game` of one parameter for each player: it starts uniform in +-`start`, and models see it over `scale`."""
-    return Game(
-        name=name,
-        n=1,
-        f=f,
-        init=lambda key: jax.random.uniform(key, (2, 1), minval=-start, maxval=start),
-        features=lambda x: x / scale,
-        symmetric=symmetric,
-        labels=("x",),
-        **settings,
-    )
+    init = lambda key: jax.random.uniform(key, (2, 1), minval=-start, maxval=start)
+    return Game(name, 1, f, init, lambda x: x / scale, symmetric, labels=("x",), **settings)
 
 
 def observations(memory: int) -> tuple[str, ...]:
@@ -173,10 +165,9 @@ def observations(memory: int) -> tuple[str, ...]:
 
 def seen_by_the_other(memory: int) -> np.ndarray:
     """The index of the other player's observation for each of one's own: player 1's CD is player 2's DC."""
-    by_rounds = [np.zeros(1, int)]
-    for _ in range(memory):
-        by_rounds.append(np.ravel(4 * by_rounds[-1][:, None] + np.array([0, 2, 1, 3])))
-    return np.concatenate([indices + (4**rounds - 1) // 3 for rounds, indices in enumerate(by_rounds)])
+    first, *pasts = observations(memory)
+    swapped = [" ".join(letters[::-1] for letters in past.split()) for past in pasts]
+    return np.vectorize(observations(memory).index)([first, *swapped])
 
 
 def next_observations(memory: int) -> np.ndarray:
@@ -219,6 +210,7 @@ def state_distribution(x: jax.Array, discount: float) -> jax.Array:
     ours, theirs = jax.nn.sigmoid(x)
     theirs = theirs[seen_by_the_other(memory)]
     joint = jnp.stack([(1 - ours) * (1 - theirs), ours * (1 - theirs), (1 - ours) * theirs, ours * theirs])  # (4, o)
+    # What happens after pasts of 0, ..., m - 1 rounds, and of m, the states from then on.
     *short, whole = jnp.split(joint, [(4**rounds - 1) // 3 for rounds in range(1, memory + 1)], axis=1)
     past, opening = jnp.ones(1, joint.dtype), []  # probabilities of all pasts of so many rounds
     for rounds, now in enumerate(short):
@@ -235,7 +227,7 @@ def state_distribution(x: jax.Array, discount: float) -> jax.Array:
         solve=lambda _, b: eliminate(a, b),
         transpose_solve=lambda _, b: eliminate(a.T, b),
     )
-    return later.reshape(-1, 4).sum(0) + (1 - discount) * sum(opening[:-1])
+    return later.reshape(-1, 4).sum(0) + (1 - discount) * sum(opening[:-1])  # the m-th round is in `later`
 
 
 def iterated_returns(x: jax.Array, payoffs: tuple[tuple[float, ...], ...], discount: float) -> jax.Array:
@@ -259,13 +251,7 @@ memory_one_returns = iterated_returns  # of (2, 5)
 
 
 def sampled_returns(
-    key: jax.Array,
-    x: jax.Array,
-    payoffs: tuple[tuple[float, ...], ...],
-    discount: float,
-    episodes: int,
-    length: int,
-    baseline: bool = True,
+    key: jax.Array, x: jax.Array, payoffs, discount: float, episodes: int, length: int, baseline: bool = True
 ) -> jax.Array:
     """Estimate `iterated_returns` from episodes that two policies play. (2, o) -> (2,), differentiable to any order.
 
@@ -347,17 +333,8 @@ def matrix_game(name: str, own: tuple[float, ...], other: tuple[float, ...], alp
         joint = jnp.stack([(1 - ours) * (1 - theirs), ours * (1 - theirs), (1 - ours) * theirs, ours * theirs])
         return (jnp.asarray(joint_payoffs(own, other), joint.dtype) * joint).sum(-1)
 
-    return Game(
-        name=name,
-        n=1,
-        f=f,
-        init=lambda key: jax.random.normal(key, (2, 1)),
-        features=jax.nn.sigmoid,
-        symmetric=own == other,
-        labels=("x",),
-        alphas=alphas,
-        extent=3.0,
-    )
+    init = lambda key: jax.random.normal(key, (2, 1))
+    return Game(name, 1, f, init, jax.nn.sigmoid, own == other, labels=("x",), alphas=alphas, extent=3.0)
 
 
 def iterated_game(
@@ -376,41 +353,31 @@ def iterated_game(
     times start[1]. Models see probabilities (not in the paper).
     """
     own, other = tuple(own), tuple(other or own)
-    return Game(
-        name=name,
-        n=5,
-        f=lambda x: iterated_returns(x, joint_payoffs(own, other), discount),
-        init=lambda key: start[0] * jax.random.normal(key, (2, 5)),
-        features=jax.nn.sigmoid,
-        symmetric=own == other,
-        labels=observations(1),
-        lr=lr,
-        alphas=alphas,
-        payoffs=(own, other),
-        discount=discount,
-        start=start,
-    )
+    f = lambda x: iterated_returns(x, joint_payoffs(own, other), discount)
+    init = lambda key: start[0] * jax.random.normal(key, (2, 5))
+    settings = dict(lr=lr, alphas=alphas, payoffs=(own, other), discount=discount, start=start)
+    return Game(name, 5, f, init, jax.nn.sigmoid, own == other, observations(1), **settings)
 
 
 def with_policies(game: Game, policy: str, memory: int, probes: int, seed: int) -> Game:
     """The same iterated game between policies of another kind, which its name then says. `make_game` explains."""
     labels = observations(memory)
-    n, of_player, of_drawn = len(labels), lambda own: own, lambda drawn: drawn
+    n, log_odds_of, initial_of = len(labels), lambda own: own, lambda drawn: drawn  # a player's; from normal numbers
     if policy == "preconditioned":
-        of_player = lambda own: own.at[1:].add(-2 * own[0])
-        of_drawn = lambda drawn: drawn.at[:, 1:].add(2 * drawn[:, :1])
+        log_odds_of = lambda own: own.at[1:].add(-2 * own[0])
+        initial_of = lambda drawn: drawn.at[:, 1:].add(2 * drawn[:, :1])  # log-odds of these are what was drawn
     if policy == "mlp":
-        n, of_player = 96 * memory + 33, partial(network_log_odds, memory=memory)
+        n, log_odds_of = 96 * memory + 33, partial(network_log_odds, memory=memory)
         scale = np.repeat(np.float32([1, 1, 1 / 3, 1 / 3]), [96 * memory, 16, 16, 1])
-        of_drawn = lambda drawn: scale * drawn
-    log_odds = jax.vmap(of_player)
+        initial_of = lambda drawn: scale * drawn
+    log_odds = jax.vmap(log_odds_of)
     seen = np.sort(np.random.default_rng(seed).permutation(len(labels))[: probes or len(labels)])
     words = ("memory2", memory == 2), (policy, policy != "tabular"), (f"probes{probes}", probes)
     return game._replace(
         name="_".join([game.name, *(word for word, is_said in words if is_said)]),
         n=n,
         f=lambda x: iterated_returns(log_odds(x), joint_payoffs(*game.payoffs), game.discount),
-        init=lambda key: of_drawn(game.start[policy == "mlp"] * jax.random.normal(key, (2, n))),
+        init=lambda key: initial_of(game.start[policy == "mlp"] * jax.random.normal(key, (2, n))),
         features=lambda x: jax.nn.sigmoid(log_odds(x)[:, seen]),
         labels=labels,
         # A step changes a network's log-odds more; each of two rounds' pasts comes a quarter as often.
@@ -479,10 +446,10 @@ def make_game(
     other_policies = (policy, memory, probes) not in (plain, game.kind)
     given = dict(payoffs=payoffs, discount=discount is not None)
     given |= dict(policy=policy != "tabular", memory=memory != 1, probes=probes, episodes=episodes)
-    if any(given.values()) and not game.iterated:
+    flags = [flag for flag, is_given in given.items() if is_given]
+    if flags and not game.iterated:
         iterated = ", ".join(sorted(name for name, game in GAMES.items() if game.iterated))
-        flag = next(name for name, is_given in given.items() if is_given)
-        raise ValueError(f"{flag}: takes an iterated --game beside it ({iterated}), not {game.name}")
+        raise ValueError(f"{flags[0]}: takes an iterated --game beside it ({iterated}), not {game.name}")
     if len(payoffs) not in (0, 4, 8):
         raise ValueError(f"payoffs: takes four numbers (CC, CD, DC, DD) or eight, not {len(payoffs)}")
     if discount is not None and not 0 <= discount <= 0.999:
@@ -603,11 +570,12 @@ def exact_best_response(game: Game, x: jax.Array, agent: int) -> jax.Array:
     def improve(_, response):  # (o,), 1 where it cooperates
         here = np.arange(len(response)), response
         a = jnp.eye(len(following), dtype=wide.dtype) - game.discount * transition[here]
-        # Once more without what all states have in common: in long games rounding would decide.
+        # Values less that of the first state, v: a v = (1 - discount) v. In long games they differ by less than the
+        # rounding of v, which would decide.
         value = eliminate(a, reward[here] - (1 - game.discount) * eliminate(a, reward[here])[0])
         return (reward + game.discount * (transition * value).sum(2)).argmax(1)
 
-    response = jax.lax.fori_loop(0, 20, improve, jnp.zeros(len(following), int))  # a few do, but for ties
+    response = jax.lax.fori_loop(0, 20, improve, jnp.zeros(len(following), int))  # a few would do, but for ties
     return z.at[other].set(jnp.where(response, 30, -30))
 
 
@@ -658,9 +626,9 @@ def evaluate_game(
 
     def one_pair(key):
         start, fresh = map(game.init, jax.random.split(key))
-        samples = jax.random.fold_in(key, 2) if sampled else None
+        samples = jax.random.fold_in(key, 2) if sampled else None  # 0 and 1 are what `split` makes
 
-        def play(is_agent, other=partial(simultaneous_gradient, game.f)):  # (2,); exact, whatever the field is at 0
+        def play(is_agent, other=partial(simultaneous_gradient, game.f)):  # (2,); who is none follows this rule
             def directions(x, *key):
                 return jnp.where(is_agent[:, None], field(x, strength * is_agent, *key), other(x))
 

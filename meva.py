@@ -358,9 +358,10 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def seats(key: jax.Array, game: Game, config: Config) -> list[tuple]:
-    """With an opponent and a model for each seat, which are trained apart: key, mirrored game, settings of each. Or [].
+    """What trains the model of each seat, where it takes two: its key, the game as its seat sees it, settings. Or [].
 
-    Each is player 1 of the game as its seat sees it.
+    With an opponent players learn apart, each as player 1 beside an opponent that is player 2, and where they do not
+    share parameters that makes two trainings. (Without, one training has both players' models.)
     """
     if config.opponent == "self" or config.share_params:
         return []
@@ -377,6 +378,7 @@ def join(states: list[TrainState]) -> TrainState:
 
 def train_init(key: jax.Array, game: Game, config: Config) -> TrainState:
     """The state before the first outer loop."""
+    # What is folded into a seed's key: 0 here, 1, 2, ... for outer loops, then one for the monitor, one for seats.
     if by_seat := seats(key, game, config):
         return join([train_init(*seat) for seat in by_seat])
     params = model_init(jax.random.fold_in(key, 0), game, config)
@@ -393,7 +395,7 @@ def draw_gammas(key: jax.Array, config: Config) -> jax.Array:
 
 
 def sample_keys(key: jax.Array, game: Game, config: Config, axis=None) -> list[jax.Array | None]:
-    """Keys of a stretch's estimates, (batch,) each: in exploration, on-policy, of rewards. None where f is exact."""
+    """Keys of a stretch's estimates, (batch,) each: in exploration, on-policy, of rewards; nones where f is exact."""
     if game.sample is None:
         return [None] * 3
     # The key itself draws gammas, as it does without samples.
@@ -433,8 +435,6 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config, ax
     """One outer loop of Algorithm 1: T / k stretches, a model update on each. Returns (state, metrics).
 
     Without exploration it is the loop of Sec. 3.3: the on-policy trajectory itself goes on from stretch to stretch.
-    An opponent, player 2, follows its own rule throughout. Where the game is sampled, every gradient of f and every
-    reward is an estimate by a key of its own.
     Devices along `axis`, of `jax.shard_map`, share the batch, which is the same however many they are.
     """
     key_x, key_gamma, key_signs, key_stretches = jax.random.split(key, 4)
@@ -444,8 +444,8 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config, ax
     flips = jax.random.bernoulli(key_signs, config.flip_prob, (config.batch_size, 2, config.hidden))
     signs = 1.0 - 2.0 * own_share(flips, axis)
 
-    @jax.vmap
-    def off_policy(x, gamma, signs, key):  # k steps (literally k + 1) along the model's gradient alone (footnote 2)
+    @jax.vmap  # k steps along the model's gradient alone (footnote 2); what Algorithm 1 says, literally, makes k + 1
+    def off_policy(x, gamma, signs, key):
         field = lambda x, *_: model_gradient(explorer, game, x, gamma, signs, config.players)
         return follow(with_opponent(field, game, config), x, config.lr, config.stride, key)[0]
 
@@ -578,6 +578,7 @@ def main(argv=None):
         print(f"{done:6d} / {config.outer_steps}  {shown}  {speed}", flush=True)
 
     evaluation = gather(final(seeds, state.params))  # (seed, sweep, ...)
+    # What `own_share` repeats comes last, and goes.
     results = {name: array.swapaxes(0, 1)[: len(getattr(config, SWEEP))] for name, array in evaluation.items()}
     results |= {"sweep": np.float32(config.eval_gammas)} | curves | flatten("params", gather(state.params))
     results |= {"grid": np.asarray(planar_grid(game))} if game.planar else {}
@@ -625,12 +626,12 @@ def make_mesh(config, args) -> tuple[Mesh, jax.Array]:
         args.refuse(f"argument --distributed: takes HOST:PORT COUNT INDEX, or a cluster ({error})".splitlines()[0])
     hosts = [[device for device in jax.devices() if device.process_index == i] for i in range(jax.process_count())]
     most = min(args.devices or 256, *map(len, hosts)) * len(hosts)
-    pairs = itertools.product(range(1, most + 1), repeat=2)
-    divide = [(seeds * batch, seeds, batch) for seeds, batch in pairs if seeds * batch <= most
-              and config.num_seeds % seeds == config.batch_size % batch == seeds * batch % len(hosts) == 0]  # fmt: skip
-    if not divide:
+    divisors = lambda number: [count for count in range(1, most + 1) if number % count == 0]
+    pairs = itertools.product(divisors(config.num_seeds), divisors(config.batch_size))
+    sizes = [(seeds * batch, seeds, batch) for seeds, batch in pairs if seeds * batch in range(0, most + 1, len(hosts))]
+    if not sizes:
         args.refuse(f"argument --num-seeds: it and --batch-size do not divide among {len(hosts)} processes")
-    count, *shape = max(divide)
+    count, *shape = max(sizes)
     mesh = Mesh(np.reshape([host[: count // len(hosts)] for host in hosts], shape), ("seed", "batch"))
     seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
     sharding = NamedSharding(mesh, PartitionSpec("seed"))

@@ -147,8 +147,9 @@ def opponent_gradient(game: Game, x: jax.Array, config: Config) -> jax.Array:
     """
 
     def surrogate(x):
-        slopes = jax.jacrev(game.f)(x)  # d f_i / d x_j at [i, j], (2, 2, n)
-        return game.f(x) + config.alpha * (slopes[(0, 1), (1, 0)] * slopes[(1, 0), (1, 0)]).sum(-1)
+        slopes = jax.jacrev(game.f)(x)  # d f_j / d x_i at [j, i], (2, 2, n)
+        j, i = (0, 1), (1, 0)  # each learner, and the other
+        return game.f(x) + config.alpha * (slopes[j, i] * slopes[i, i]).sum(-1)
 
     return simultaneous_gradient(surrogate if config.opponent == "lola" else game.f, x)
 

@@ -71,14 +71,9 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
 
 
 def naive_gradient(f, x: jax.Array) -> jax.Array:
-    """The simultaneous gradient of Eq. 1: row i is the derivative of f_i by x_i.
+    """Naive learning's update direction (Eq. 1): row i is the derivative of f_i by x_i. (2, n) -> (2, n).
 
-    Args:
-      f: differentiable game, (2, n) -> (2,).
-      x: joint policy, (2, n).
-
-    Returns:
-      (2, n), in units of return per unit of policy parameter.
+    `f`, (2, n) -> (2,), is any differentiable game; units are those of return per unit of policy parameter.
     """
     return simultaneous_gradient(f, x)
 

@@ -100,7 +100,7 @@ def sos_gradient(f, x: jax.Array, alpha, variant: str = "sos", scale: float = 1.
         raise ValueError(f"variant: takes {', '.join(VARIANTS)}, not {variant}")
     x = jnp.asarray(x)
     chex.assert_shape(x, (2, None))
-    chex.assert_shape(alpha := jnp.asarray(alpha, x.dtype) / scale, ())
+    chex.assert_shape(alpha := jnp.asarray(alpha, x.dtype) / scale, ())  # below, xi and H are those of `scale` f
 
     def gradient(x):
         return -scale * simultaneous_gradient(f, x)
@@ -129,7 +129,7 @@ def sos_gradient(f, x: jax.Array, alpha, variant: str = "sos", scale: float = 1.
         slope = transposed(H, xi)  # of |xi|^2 / 2
         adjustment = (slope - H(xi)) / 2
         aligned = (xi * slope).sum() * (adjustment * slope).sum() / x.size
-        direction = xi + alpha * jnp.sign(aligned + 0.1) * adjustment
+        direction = xi + alpha * jnp.sign(aligned + 0.1) * adjustment  # their offset, for where nothing is aligned
     if variant == "extragradient":
         direction = gradient(x - alpha * xi)
     if variant == "cgd":
