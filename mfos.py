@@ -318,6 +318,11 @@ def main(argv=None):
     curves = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), curves)  # filled chunk by chunk
     if args.resume and path.exists():
         state, curves = load_checkpoint(path, (state, curves), length, config, args)
+
+    def save():
+        write(path, partial(np.savez_compressed, config=described, **flatten("saved", (state, curves))))
+
+    save()
     print(f"compiled in {time.perf_counter() - begin:.1f} s; checkpoints in {path}, for --resume", flush=True)
     first, begin = int(state.step[0]), time.perf_counter()
     for done in range(first + length, config.outer_steps + 1, length):
@@ -326,7 +331,7 @@ def main(argv=None):
             sys.exit(f"{NAME}.py: training diverged between episodes {done - length} and {done}; {path} is from before")
         for name, curve in curves.items():
             curve[:, done - length : done] = metrics[name]
-        write(path, partial(np.savez_compressed, config=described, **flatten("saved", (state, curves))))
+        save()
         rate = (done - first) / (time.perf_counter() - begin)
         returns = metrics["mean_return"][:, -1, 0].mean(0)  # of the agent that is player 1
         speed = f"{rate:.3g} episodes/s  {(config.outer_steps - done) / rate:.0f} s left"
