@@ -34,22 +34,23 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from games import GAMES, Game, exact_best_response, follow, game_of, iterated_returns, joint_payoffs
+from games import GAMES, Game, exact_best_response, follow, game_of, iterated_returns, joint_payoffs, make_game
 from games import simultaneous_gradient, state_distribution
 
-COLORS = {"naive": "tab:gray", "lola": "tab:orange", "hola": "tab:green", "cola": "tab:purple", "maml": "tab:red"}
-COLORS |= {"sos": "tab:brown", "pola": "tab:olive", "mfos": "tab:pink", "meva": "tab:blue"}
 TITLES = {"naive": "naive", "lola": "LOLA", "hola": "HOLA(2)", "cola": "COLA", "maml": "M-MAML", "sos": "SOS"}
 TITLES |= {"pola": "POLA", "mfos": "M-FOS", "meva": "MeVa"}
-SYMBOLS = {**dict.fromkeys(("lola", "hola", "cola", "sos", "pola"), r"$\alpha$"), "meva": r"$\gamma$"}  # what is swept
+SCRIPTS = {name: importlib.import_module(name) for name in TITLES}
+COLORS = {name: script.COLOR for name, script in SCRIPTS.items()}
+SYMBOLS = {name: script.SYMBOL for name, script in SCRIPTS.items() if script.SWEEP != "lr"}  # of what is swept
 PLAYS = {  # what is played, and who the second player is
     "self_play": ("self-play", "other agent"),
     "best_response": ("against a best response", "best response"),
     "versus_naive": ("with a naive learner", "naive learner"),
 }
-SCRIPTS = {name: importlib.import_module(name) for name in COLORS}
+RETURNS = ("self_play", "best_response", "exact_best_response", "versus_naive")
+POLICIES = ("policies", "response_policies", "versus_naive_policies")
 A, B = -5.0307, 5.0307  # the Logistic Game's stable fixed points, (A, A) and (B, B)
-LOGISTIC, IPD = GAMES["logistic"].f, GAMES["ipd"].f
+LOGISTIC, IPD = GAMES["logistic"], GAMES["ipd"]
 
 
 # The runs
@@ -64,12 +65,28 @@ class Run(NamedTuple):
     quick: bool = False
 
 
-def of_kind(name: str, kind: str) -> str:
-    """The name of a run on the IPD between policies of this kind."""
-    return f"{name}_{game_of(dict(game='ipd', policy=kind)).name}"
+EIGHT = dict(num_seeds=8)
+GAMMAS = EIGHT | dict(eval_gammas=(0, 0.5, 0.8, 0.85, 0.87, 0.89, 0.9, 0.91, 0.92, 0.95, 0.99))
+HILLS = EIGHT | dict(eval_gammas=(0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995))
+SETTINGS = {
+    "logistic": dict(naive={}, lola={}, hola=dict(order=2), cola=EIGHT, meva=GAMMAS),
+    "ipd": dict(naive=EIGHT, lola=EIGHT, hola=dict(order=2), cola=dict(num_seeds=2), meva=EIGHT),
+    "imp": dict(meva={}),
+    "two_hills": dict(naive={}, lola={}, hola=dict(order=2), cola=EIGHT, meva=HILLS),
+}
+RUNS = {f"{script}_{game}": Run(script, game, those[script]) for game, those in SETTINGS.items() for script in those}
+RUNS["hola3_logistic"] = Run("hola", "logistic", dict(order=3))
 
+NETWORKS = {  # of MeVa on the Logistic Game: the name of the run, what the table says, and what is changed
+    "meva_logistic": ("no normalisation, tanh last", {}),
+    "gelu_logistic": ("no normalisation, GELU last", dict(last_activation="gelu")),
+    "norm_logistic": ("layer normalisation, tanh last", dict(layer_norm=True)),
+    "text_logistic": ("layer normalisation, GELU last (App. D)", dict(layer_norm=True, last_activation="gelu")),
+    "semi_gradient_logistic": ("no normalisation, tanh last, semi-gradient", dict(semi_gradient=True)),
+}
+RUNS |= {name: Run("meva", "logistic", GAMMAS | change) for name, (_, change) in NETWORKS.items()}
+RUNS["far_logistic"] = Run("meva", "logistic", GAMMAS | dict(eval_steps=2000))
 
-GAMMAS = dict(num_seeds=8, eval_gammas=(0, 0.5, 0.8, 0.85, 0.87, 0.89, 0.9, 0.91, 0.92, 0.95, 0.99))
 SHORT = dict(outer_steps=500, num_seeds=6, eval_gammas=(0.9, 0.95, 0.99))  # 500 of the paper's 2000 outer loops
 ABLATIONS = {  # the name of the run, what figure and table say, and what is changed
     "all_techniques": ("all techniques", {}),
@@ -81,84 +98,41 @@ ABLATIONS = {  # the name of the run, what figure and table say, and what is cha
     "fixed_gamma": (r"fixed $\gamma$ = .99", dict(fixed_gamma=0.99)),
     "form_v": ("form V", dict(form="V")),
 }
-EIGHT = dict(num_seeds=8)
-HILLS = dict(num_seeds=8, eval_gammas=(0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995))
-SETTINGS = {
-    "logistic": dict(naive={}, lola={}, hola=dict(order=2), cola=EIGHT, meva=GAMMAS),
-    "ipd": dict(naive=EIGHT, lola=EIGHT, hola=dict(order=2), cola=dict(num_seeds=2), meva=EIGHT),
-    "imp": dict(meva={}),
-    "two_hills": dict(naive={}, lola={}, hola=dict(order=2), cola=EIGHT, meva=HILLS),
-}
-RUNS = {f"{script}_{game}": Run(script, game, those[script]) for game, those in SETTINGS.items() for script in those}
-RUNS["hola3_logistic"] = Run("hola", "logistic", dict(order=3))
-NETWORKS = {  # of MeVa on the Logistic Game: the name of the run, what table and figure say, and what is changed
-    "meva_logistic": ("no normalisation, tanh last", {}),
-    "gelu_logistic": ("no normalisation, GELU last", dict(last_activation="gelu")),
-    "norm_logistic": ("layer normalisation, tanh last", dict(layer_norm=True)),
-    "text_logistic": ("layer normalisation, GELU last (App. D)", dict(layer_norm=True, last_activation="gelu")),
-    "semi_gradient_logistic": ("no normalisation, tanh last, semi-gradient", dict(semi_gradient=True)),
-}
-RUNS |= {name: Run("meva", "logistic", GAMMAS | change) for name, (_, change) in NETWORKS.items()}
-RUNS["far_logistic"] = Run("meva", "logistic", GAMMAS | dict(eval_steps=2000))
 RUNS |= {name: Run("meva", "ipd", SHORT | change) for name, (_, change) in ABLATIONS.items()}
 RUNS["short_two_hills"] = Run("meva", "two_hills", HILLS | dict(lr=1))  # short steps
 
-KINDS = ("tabular", "preconditioned", "mlp")  # of policies
+# The rules of the figure of policies of each kind, and what it says.
+RULES = {"naive": "naive", "grid": "LOLA", "small": "LOLA, lr / 10", "hola": "HOLA(2)", "cola": "COLA", "meva": "MeVa"}
+KINDS = {kind: make_game("ipd", policy=kind) for kind in ("tabular", "preconditioned", "mlp")}
+OF_KINDS = {(kind, name): f"{name}_{game.name}" for kind, game in KINDS.items() for name in RULES}
 GRID = dict(num_seeds=2, alpha=(0, 0.1, 0.3, 1, 2, 3, 5, 10, 20, 30, 50, 70, 100))
-RULES = {  # on the IPD between policies of each kind: the name of the run but for game and kind, and what figures say
-    "naive": "naive",
-    "grid": "LOLA",
-    "small": "LOLA, lr / 10",
-    "hola": "HOLA(2)",
-    "cola": "COLA",
-    "meva": "MeVa",
-}
+for kind, game in KINDS.items():
+    grids = dict(grid=GRID, small=GRID | dict(lr=game.lr / 10, eval_steps=5000, eval_pairs=64))
+    own = dict(naive={}, hola=dict(order=2), cola=dict(num_seeds=4), meva=EIGHT) | grids
+    for name, settings in own.items():
+        run = Run("lola" if name in grids else name, "ipd", dict(policy=kind) | settings)
+        RUNS.setdefault(OF_KINDS[kind, name], run)  # those above stay what they are
 
-
-def runs_of_kind(kind: str) -> dict[str, Run]:
-    """Those of `RULES` between policies of this kind; tables have some of them above."""
-    step, tables = game_of(dict(game="ipd", policy=kind)).lr, kind == "tabular"
-    made = {} if tables else dict(naive={}, hola=dict(order=2), cola=dict(num_seeds=4), meva=EIGHT)
-    made |= dict(grid=GRID, small=GRID | dict(lr=step / 10, eval_steps=5000, eval_pairs=64))
-    scripts = dict(grid="lola", small="lola")
-    return {of_kind(name, kind): Run(scripts.get(name, name), "ipd", dict(policy=kind) | settings)
-            for name, settings in made.items()}  # fmt: skip
-
-
-for kind in KINDS:
-    RUNS |= runs_of_kind(kind)
 PROBES = {(count, seed): f"probes{count}_{seed}_ipd" for count in (1, 2, 4, 8, 21) for seed in range(3)}
 for (count, seed), name in PROBES.items():
     RUNS[name] = Run("meva", "ipd", dict(memory=2, probes=count, seed=seed, eval_gammas=(0.95,)), quick=True)
-EPISODES = (128, 512, 2048, 4096)
+
 SAMPLED = dict(lola=10, meva=0.95)  # who learns from samples on the IPD, and at which alpha or gamma
-
-
-def of_samples(script: str, episodes: int, baseline: bool = True) -> str:
-    """The name of a small run whose learners have so many episodes, or at 0 the exact returns."""
-    return f"{script}_{f'episodes{episodes}' if episodes else 'exact'}{'' if baseline else '_no_baseline'}_ipd"
-
-
-def runs_of_samples(script: str) -> dict[str, Run]:
-    """Those on the IPD; MeVa's of a single seed where an estimate takes longest."""
-    runs = {}
-    for episodes, baseline in [(0, True), *itertools.product(EPISODES, (True, False))]:
-        seeds = 1 if episodes >= 2048 and not baseline else 3
-        settings = dict(lola=dict(alpha=(10,)), meva=dict(batch_size=4, num_seeds=seeds))[script]
+EPISODES = (128, 512, 2048, 4096)
+SAMPLES = {}  # the name of the run by script, episodes for each estimate (0: exact returns), and is there a baseline
+for script, episodes in itertools.product(SAMPLED, (0, *EPISODES)):
+    for baseline in (True, False) if episodes else (True,):
+        seeds = 1 if episodes >= 2048 and not baseline else 3  # a single one where an estimate takes longest
+        settings = dict(alpha=(10,)) if script == "lola" else dict(batch_size=4, num_seeds=seeds)
         settings |= dict(episodes=episodes, episode_length=50) if episodes else {}
         settings |= {} if baseline else dict(baseline=False)
-        runs[of_samples(script, episodes, baseline)] = Run(script, "ipd", settings, quick=True)
-    return runs
-
-
-SAMPLES = [name for script in SAMPLED for name in runs_of_samples(script)]
-for script in SAMPLED:
-    RUNS |= runs_of_samples(script)
+        words = (f"_episodes{episodes}" if episodes else "_exact") + "_no_baseline" * (not baseline)
+        SAMPLES[script, episodes, baseline] = f"{script}{words}_ipd"
+        RUNS[f"{script}{words}_ipd"] = Run(script, "ipd", settings, quick=True)
 
 TOURNAMENTS = ("ipd", "imp", "chicken")  # those of the authors
 TRAINED = {"cola": {}, "maml": {}, "meva": {}, "meva-naive": dict(opponent="naive"), "meva-lola": dict(opponent="lola")}
 TRAINED |= {"mfos": {}, "mfos-lola": dict(opponent="lola"), "mfos-self": dict(opponent="self")}
-
 PROTOCOLS = {"paper": "paper's", "authors": "authors'"}
 
 
@@ -173,67 +147,32 @@ class Protocol(NamedTuple):
 
 def protocol_of(game: str, name: str) -> Protocol:
     """The settings of this repository ("paper"), or those of the authors' tournament."""
-    step = 1.0 if game == "chicken" else 25.0
-    theirs, ours = (step, step, 0.95, 300), (GAMES[game].lr, GAMES[game].alphas[:5][-1], 0.95, 500)
-    return Protocol(*(theirs if name == "authors" else ours))
+    if name == "authors":
+        step = 1.0 if game == "chicken" else 25.0
+        return Protocol(step, step, 0.95, 300)
+    return Protocol(GAMES[game].lr, GAMES[game].alphas[:5][-1], 0.95, 500)
 
 
-def runs_of_the_tournament(name: str, game: str) -> dict[str, Run]:
-    """Those that train a contestant for this game, by the settings of this repository and by the authors'."""
+for name, game in itertools.product(TRAINED, TOURNAMENTS):  # by the settings of this repository, and by the authors'
     script, change, step = name.split("-")[0], TRAINED[name], protocol_of(game, "authors").lr
-    count = 2 if script == "mfos" else 8 if game == "ipd" else 4
-    ours = change | dict(num_seeds=count) | (dict(lr=GAMES[game].lr, alpha=GAMES[game].lr) if script == "mfos" else {})
+    small, count = script == "mfos", 2 if script == "mfos" else 8 if game == "ipd" else 4
+    ours = change | dict(num_seeds=count) | (dict(lr=GAMES[game].lr, alpha=GAMES[game].lr) if small else {})
     theirs = {
-        "cola": dict(num_seeds=count, alpha_max=step, eval_alphas=(step,)),
+        "cola": dict(alpha_max=step, eval_alphas=(step,)),
         "maml": dict(num_seeds=8, model_lr=0.1),
-        "mfos": dict(num_seeds=count, alpha=step, **change),
+        "mfos": dict(alpha=step),
         "meva": dict(
-            num_seeds=count, alpha=step, variant="taylor-stop", hidden=128, blocks=0, quantiles=64, model_lr=1e-3,
-            outer_steps=1001, normalized_step=True, eval_gammas=(0.95,), **change,
+            alpha=step, variant="taylor-stop", hidden=128, blocks=0, quantiles=64, model_lr=1e-3, outer_steps=1001,
+            normalized_step=True, eval_gammas=(0.95,),
         ),
     }[script]  # fmt: skip
-    small = script == "mfos"
-    authors = Run(script, game, dict(lr=step, eval_steps=300) | theirs, small)
-    return {f"{name}_{game}": Run(script, game, ours, small), f"authors/{name}_{game}": authors}
-
-
-for pair in itertools.product(TRAINED, TOURNAMENTS):
-    RUNS = RUNS | runs_of_the_tournament(*pair) | RUNS  # those above stay what they are
+    theirs = dict(lr=step, eval_steps=300, num_seeds=count) | theirs | change
+    RUNS.setdefault(f"{name}_{game}", Run(script, game, ours, small))
+    RUNS[f"authors/{name}_{game}"] = Run(script, game, theirs, small)
 RUNS |= {f"tournament_{game}": Run("plots", game, dict(table="tournament", protocol="authors")) for game in TOURNAMENTS}
 RUNS["mfos_1024_ipd"] = Run("mfos", "ipd", dict(batch_size=1024, num_seeds=3))
 RUNS["tit-for-tat_contribution"] = Run("plots", "contribution", dict(table="tit-for-tat"))
-RUNS |= {f"games/{script}_{game}": Run(script, game, quick=True) for game in GAMES for script in TITLES}
-
-RETURNS = ("self_play", "best_response", "exact_best_response", "versus_naive")
-POLICIES = ("policies", "response_policies", "versus_naive_policies")
-SHAPES = {  # of the arrays that are read: S settings, N seeds, T steps and the start, n numbers of a policy
-    **dict.fromkeys(RETURNS, ("S", "N", None, 2)),
-    **dict.fromkeys(POLICIES, ("S", "N", None, 2, "n")),
-    **dict.fromkeys(("field", "values"), ("S", None, 29, 29, 2)),  # in results/paper/ of the first seed alone
-    "sweep": ("S",),
-    "grid": (29, 29, 2),
-    "basin_fraction": ("S", "N"),
-    "endpoints": ("S", "N", 29, 29, 2),
-    "trajectories": ("S", None, None, "T", 2),
-    "consistency": ("S", "N", None),
-    "hola_consistency": ("S", "N", 3, None),
-    "hola_cosine": ("S", "N", 4, None),
-    "returns": ("A", "A", None, 2),  # of a tournament of A contestants
-    **dict.fromkeys(("trained", "corner"), ("A", "A", None)),
-    "found": ("A", None, 2),  # in search of tit-for-tat, by A learners
-    "episode_returns": ("S", "N", None, None, 2),
-}
-
-
-class Broken(Exception):
-    """A file that is not the results of a run, or not of one that will do."""
-
-
-class Results(dict):
-    """The arrays of a run by name, its `config`, `path` and `source`. To ask for what is not there raises Broken."""
-
-    def __missing__(self, name):
-        raise Broken(f"{self['path']} has no {name}")
+RUNS |= {f"games/{script}_{game}": Run(script, game, quick=True) for game in GAMES for script in SCRIPTS}
 
 
 def flags(settings: dict) -> str:
@@ -249,7 +188,7 @@ def flags(settings: dict) -> str:
 def paths_of(name: str, out: pathlib.Path) -> list[pathlib.Path]:
     """Where a run's results may be: what its command writes, and the copy that is kept in results/paper/."""
     script, game, settings, quick = RUNS[name]  # one whose files would replace another's has a folder of its own
-    stem = settings.get("table", script) + "".join(f"-{settings[key]}" for key in ("opponent",) if key in settings)
+    stem = settings.get("table", script) + (f"-{settings['opponent']}" if "opponent" in settings else "")
     stem += f"_{game_of(settings | {'game': game}).name}"
     folder = out if name in (stem, f"games/{stem}") else out / "results/variants" / name
     return [folder / f"results/{stem}.npz", out / f"results/paper/{name}.npz"]
@@ -264,32 +203,42 @@ def command(name: str, out: pathlib.Path = pathlib.Path(".")) -> str:
     return " ".join(filter(None, words))
 
 
+# Their results
+
+
+class Broken(Exception):
+    """A file that is not the results of a run, or not of one that will do."""
+
+
+class Results(dict):
+    """The arrays of a run by name, its `config`, `path` and `source`. To ask for what is not there raises Broken."""
+
+    def __missing__(self, name):
+        raise Broken(f"{self['path']} has no {name}")
+
+
 def load(path: pathlib.Path, run: Run) -> Results:
-    """The results of this run, each array in the shape that it should have. Raises Broken."""
+    """The results of this run, with numbers for each of its settings and seeds. Raises Broken."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            config = json.loads(str(file["config"]))
-            game = game_of(run.settings | {"game": run.game})
-            arrays = {name: file[name] for name in file.files if name.removesuffix("_2") in SHAPES}
-            rest = {name: file[name] for name in file.files if name.startswith("params/") or name == "names"}
-        if config["game"] != run.game or run.script != "plots" and game_of(config).name != game.name:
+            arrays = dict(file)
+        config = json.loads(str(arrays["config"]))
+        if game_of(config).name != game_of(run.settings | {"game": run.game}).name:
             raise ValueError(f"it is one on {game_of(config).name}")
-        sizes = dict(n=len(game.labels), A=rest.get("names", np.empty(0)).size)
-        if run.script != "plots":
-            sizes |= dict(S=arrays["sweep"].size, N=config["num_seeds"], T=config["eval_steps"] + 1)
-        for name, array in arrays.items():
-            shape = [sizes.get(size, size) for size in SHAPES[name.removesuffix("_2")]]
-            fits = array.ndim == len(shape) and all(size in (None, had) for size, had in zip(shape, array.shape))
-            if array.dtype.kind not in "fu" or not array.size or not fits:
-                raise ValueError(f"{name} has {array.dtype} {array.shape}, not floats {tuple(shape)}")
-        protocol = PROTOCOLS[config["protocol"]] if run.script == "plots" else ""
+        if run.script == "plots":
+            made = f"{PROTOCOLS[config['protocol']]} protocol"
+        else:
+            made, sizes = f"{config['num_seeds']} seeds", (arrays["sweep"].size, config["num_seeds"])
+            for name in arrays.keys() & {*RETURNS, *POLICIES, "basin_fraction", "endpoints"}:
+                array = arrays[name]
+                if array.dtype.kind != "f" or not array.size or array.shape[:2] != sizes:
+                    raise ValueError(f"{name} has {array.dtype} {array.shape}, of settings and seeds {sizes}")
     except Exception as error:  # a damaged file can raise nearly all there are
         words = f"{path} is not the results of a run on {run.game} ({type(error).__name__}: {error})"
         raise Broken(" ".join(words.split())) from None
-    size = f" ({protocol} protocol" if protocol else f" ({config['num_seeds']} seeds"
-    loops = f" of {config['outer_steps']} outer loops" if "outer_steps" in config else ""
-    source = f"small runs in {path.parent}" if run.quick else f"{path}{size}{loops})"
-    return Results(arrays | rest, config=config, path=path, source=source)
+    made += f" of {config['outer_steps']} outer loops" if "outer_steps" in config else ""
+    source = f"small runs in {path.parent}" if run.quick else f"{path} ({made})"
+    return Results(arrays | dict(config=config, path=path, source=source))
 
 
 def find(names, out: pathlib.Path, exactly=False, own=True) -> tuple[dict[str, Results], str, list[str]]:
@@ -346,7 +295,7 @@ def mean_returns(results: Results, key: str, setting: float) -> np.ndarray:
 
 def logistic_returns(x: np.ndarray) -> np.ndarray:
     """Returns on the Logistic Game at joint policies (..., 2) -> (..., 2)."""
-    return np.asarray(jax.vmap(LOGISTIC)(x.reshape(-1, 2, 1))).reshape(x.shape)
+    return np.asarray(jax.vmap(LOGISTIC.f)(x.reshape(-1, 2, 1))).reshape(x.shape)
 
 
 # The figures. Each function draws on an empty figure from the results of its runs, by name.
@@ -465,8 +414,8 @@ def draw_networks(figure: Figure, runs: dict):
     for axes, kind in zip(figure.subplots(3, 3, sharey=True).T, KINDS):
         labels = []
         for column, (name, label) in enumerate(RULES.items()):
-            results = runs[of_kind(name, kind)]
-            script, i = RUNS[of_kind(name, kind)].script, best(results)
+            run = OF_KINDS[kind, name]
+            results, script, i = runs[run], RUNS[run].script, best(runs[run])
             labels.append(f"{label}\n{SYMBOLS[script]} = {results['sweep'][i]:g}" if script in SYMBOLS else label)
             for axis, key in zip(axes, plays_of):
                 agents = results[key][i][..., 0]  # (seed, pair)
@@ -478,7 +427,7 @@ def draw_networks(figure: Figure, runs: dict):
             axis.set(title=f"{kind}: {heading}", ylim=(-3.05, -0.4))
             axis.set_xticks(range(len(labels)), labels, rotation=60)
             axis.label_outer()
-        if kind == KINDS[0]:
+        if kind == "tabular":
             axes[1].set_ylabel("agent's expected return per round")
 
 
@@ -630,7 +579,7 @@ def series(settings, values, digits: int = 3) -> str:
 
 @claims()
 def the_games():
-    gradient = partial(simultaneous_gradient, LOGISTIC)
+    gradient = partial(simultaneous_gradient, LOGISTIC.f)
     points = np.array([[[A], [A]], [[B], [B]], [[0], [0]]], np.float32)  # (point, 2, 1)
     length = np.linalg.norm(jax.vmap(gradient)(points), axis=(1, 2))
     rates = np.linalg.eigvals(np.asarray(jax.vmap(jax.jacobian(gradient))(points)).reshape(-1, 2, 2)).real
@@ -651,7 +600,7 @@ def the_games():
     bits = np.arange(32)[:, None] >> np.arange(5) & 1
     sure = np.where(bits, 50, -50).astype(np.float32)  # all deterministic strategies
     pairs = [np.stack([np.broadcast_to(agent, sure.shape), sure], 1) for agent in sure[[-1, 0]]]  # (32, 2, 5) each
-    agents = [returns[returns[:, 1].argmax(), 0] for returns in map(jax.vmap(IPD), pairs)]
+    agents = [returns[returns[:, 1].argmax(), 0] for returns in map(jax.vmap(IPD.f), pairs)]
     statement = "who cooperates or defects unconditionally makes the best response defect, and gets -3 or -2"
     numbers = "{:.3f} or {:.3f}".format(*agents)
     yield "5.2", statement, "those returns, to .001", numbers, np.allclose(agents, (-3, -2), atol=1e-3)
@@ -774,7 +723,7 @@ def only_meva(*runs):
 
 def cooperation(policies: np.ndarray) -> np.ndarray:
     """Discounted share of the rounds in which each player of the IPD cooperates, (..., 2, 5) -> (..., 2)."""
-    shares = jax.vmap(lambda x: state_distribution(x, GAMES["ipd"].discount))(policies.reshape(-1, 2, 5))
+    shares = jax.vmap(lambda x: state_distribution(x, IPD.discount))(policies.reshape(-1, 2, 5))
     return np.asarray(shares @ np.array([[0, 0], [1, 0], [0, 1], [1, 1]])).reshape(policies.shape[:-1])
 
 
@@ -813,7 +762,7 @@ def far_sighted(meva):
     cooperative = returns.mean(1) > -1.2
     criterion = "it cooperates in more than nine rounds of ten wherever self-play returns more than -1.2"
     policies = meva["policies"][cooperative]
-    exact = jax.vmap(partial(exact_best_response, GAMES["ipd"], agent=0))(policies.reshape(-1, 2, 5))
+    exact = jax.vmap(partial(exact_best_response, IPD, agent=0))(policies.reshape(-1, 2, 5))
     responses = meva["response_policies"][cooperative], np.asarray(exact).reshape(policies.shape)
     for statement, pairs in zip(("the best response is to cooperate", "(the exact best response)"), responses):
         rates = cooperation(pairs)[..., 1].mean(2)  # (S, seed)
@@ -1256,7 +1205,7 @@ def slopes(results: Results, gammas, line: np.ndarray) -> np.ndarray:
     Of the model first, and then of what it stands for: the discounted mean of the returns that follow if both players
     follow the model, differentiated through 2000 steps.
     """
-    meva, game = SCRIPTS["meva"], GAMES["logistic"]
+    meva, game = SCRIPTS["meva"], LOGISTIC
     config, models = load_models("meva", results, game)
 
     def of_one(gamma, params, x):
@@ -1392,7 +1341,7 @@ def table_of_networks(runs: dict[str, Results]) -> str:
     """The IPD between policies of each kind: each rule at its best setting in self-play, and MeVa at two settings."""
     rows = []
     for kind, (name, label) in itertools.product(KINDS, RULES.items()):
-        results = runs.get(of_kind(name, kind))
+        results = runs.get(OF_KINDS[kind, name])
         if results:
             settings = [best(results)] + [at(results, gamma) for gamma in (0.95, 0.99) if name == "meva"]
             for i in dict.fromkeys(settings):
@@ -1467,14 +1416,14 @@ def draw_samples(figure: Figure, runs: dict):
     figure.set_size_inches(WIDTH, 4)
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     for axes, (script, setting) in zip(panels, SAMPLED.items()):
-        exact = runs[of_samples(script, 0)]
+        exact = runs[SAMPLES[script, 0, True]]
         count = exact["config"]["num_seeds"]
         for axis, (key, label) in zip(axes, list(PLAYS.items())[:2]):
             for baseline, marker in ((True, "o-"), (False, "s--")):
                 color, words = COLORS[script] if baseline else "black", f"with{'' if baseline else 'out'} baseline"
                 means = []
                 for episodes in EPISODES:
-                    results = runs[of_samples(script, episodes, baseline)]
+                    results = runs[SAMPLES[script, episodes, baseline]]
                     agents = results[key][at(results, setting)][..., 0].mean(1)  # (seed,)
                     axis.plot([episodes] * len(agents), agents, marker[0], color=color, markersize=2)
                     means.append(agents.mean() if len(agents) == count else np.nan)
@@ -1496,8 +1445,8 @@ FIGURES = {  # how each is drawn, and from which runs
     "fig2a": (partial(draw_fig2, basins=False), ROWS),
     "fig2b": (partial(draw_fig2, basins=True), ROWS),
     "fig3": (draw_fig3, ("meva_ipd", "lola_ipd")),
-    "networks": (draw_networks, [of_kind(name, kind) for kind in KINDS for name in RULES]),
-    "samples": (draw_samples, SAMPLES),
+    "networks": (draw_networks, OF_KINDS.values()),
+    "samples": (draw_samples, SAMPLES.values()),
     "hills": (partial(draw_fig2, basins=True, rows=HILL_ROWS), HILL_ROWS),
     "hill_paths": (partial(draw_fig2, basins=False, rows=HILL_ROWS), HILL_ROWS),
     "basins": (draw_basins, ("naive_logistic", *ROWS)),
@@ -1512,9 +1461,9 @@ TABLES = {
     "ablations": (table_of_ablations, (*ABLATIONS, *NETWORKS)),
     "ends": (table_of_ends, ("meva_logistic", "far_logistic")),
     "returns": (table_of_returns, ("naive_ipd", "lola_ipd", "hola_ipd", "cola_ipd", "meva_ipd", "meva_imp")),
-    "networks": (table_of_networks, [of_kind(name, kind) for kind in KINDS for name in RULES]),
+    "networks": (table_of_networks, OF_KINDS.values()),
     "probes": (table_of_probes, PROBES.values()),
-    "samples": (table_of_samples, SAMPLES),
+    "samples": (table_of_samples, SAMPLES.values()),
     "consistency": (table_of_consistency, ("cola_logistic",)),
     "games": (table_of_games, [name for name in RUNS if name.startswith("games/")]),
     "tournament": (table_of_tournaments, [f"tournament_{game}" for game in TOURNAMENTS]),

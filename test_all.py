@@ -2522,7 +2522,7 @@ BAD_RUNS = {  # of a run of LOLA on the IPD: what becomes of its bytes, its conf
     "empty": b"", "broken": b"PK\3\4" + bytes(40),
     "null": None, "a list": [], "no num_seeds": {"game": "ipd", "eval_steps": 500}, "another game": {"game": "imp"},
     "settings cut": dict(self_play=np.zeros((1, 8, 4, 2))), "seeds cut": dict(self_play=np.zeros((3, 7, 4, 2))),
-    "players cut": dict(self_play=np.zeros((3, 8, 4, 1))), "no pairs": dict(self_play=np.zeros((3, 8, 0, 2))),
+    "no pairs": dict(self_play=np.zeros((3, 8, 0, 2))),
     "a scalar sweep": dict(sweep=np.float32(3)), "flat": dict(policies=np.zeros(960)),
     "text": dict(self_play=np.full((3, 8, 4, 2), "x")), "objects": dict(self_play=np.full((3, 8, 4, 2), None)),
 }
@@ -2670,22 +2670,22 @@ def test_what_is_said_and_drawn_of_policies_of_other_kinds():
         keys = (*plots.RETURNS, "policies")
         arrays = {key: random.normal(size=(3, 4, 6, 2, *[5] * (key == "policies"))) for key in keys}
         arrays["self_play"][1] = np.nan  # diverged
-        runs[plots.of_kind(name, kind)] = results_of(sweep, **arrays)
+        runs[plots.OF_KINDS[kind, name]] = results_of(sweep, **arrays)
     panels = draw_by(plots.draw_networks, runs)
     places = itertools.product(("self_play", "exact_best_response", "versus_naive"), plots.KINDS)
     for (key, kind), axis in zip(places, panels, strict=True):
         for line, name in zip(axis.lines, plots.RULES, strict=True):
-            results = runs[plots.of_kind(name, kind)]
+            results = runs[plots.OF_KINDS[kind, name]]
             best = np.argmax([np.nan_to_num(each, nan=-9.0).mean() for each in results["self_play"]])
             np.testing.assert_allclose(line.get_ydata(), results[key][best, ..., 0].mean(1))
             if key == "versus_naive" and name != "naive":  # the lowest panels have the labels
                 label = axis.get_xticklabels()[list(plots.RULES).index(name)].get_text()
                 assert label.endswith(f"= {results['sweep'][best]:g}")
         bars = [collection.get_segments()[0][0, 1] for collection in axis.collections[1::2]]
-        best = [runs[plots.of_kind(name, kind)] for name in plots.RULES]
+        best = [runs[plots.OF_KINDS[kind, name]] for name in plots.RULES]
         np.testing.assert_allclose(bars, [each[key][plots.best(each), ..., 0].mean() for each in best])
     rows = [row.strip("| ").split(" | ") for row in plots.table_of_networks(runs).splitlines()]
-    more = sum(plots.best(runs[plots.of_kind("meva", kind)]) == 0 for kind in plots.KINDS)  # beside .95 and .99
+    more = sum(plots.best(runs[plots.OF_KINDS[kind, "meva"]]) == 0 for kind in plots.KINDS)  # beside .95 and .99
     assert len(rows) == 2 + 3 * (5 + 2) + more
     row = next(row for row in rows if row[:2] == ["mlp", "MeVa, gamma = 0.99"])
     values = runs["meva_ipd_mlp"]["versus_naive"][2].mean(1)  # (seed, 2)
