@@ -47,7 +47,13 @@ PLAYS = {  # what is played, and who the second player is
     "best_response": ("against a best response", "best response"),
     "versus_naive": ("with a naive learner", "naive learner"),
 }
-RETURNS = ("self_play", "best_response", "exact_best_response", "versus_naive")
+RETURNS = {  # all that is played, and what tables say
+    "self_play": "self-play",
+    "best_response": "best response",
+    "exact_best_response": "exact best response",
+    "versus_naive": "naive learner",
+}
+BESIDE = [f"agent : {other}" for other in list(RETURNS.values())[1:]]
 POLICIES = ("policies", "response_policies", "versus_naive_policies")
 A, B = -5.0307, 5.0307  # the Logistic Game's stable fixed points, (A, A) and (B, B)
 LOGISTIC, IPD = GAMES["logistic"], GAMES["ipd"]
@@ -130,31 +136,12 @@ for script, episodes in itertools.product(SAMPLED, (0, *EPISODES)):
         SAMPLES[script, episodes, baseline] = f"{script}{words}_ipd"
         RUNS[f"{script}{words}_ipd"] = Run(script, "ipd", settings, quick=True)
 
-TOURNAMENTS = ("ipd", "imp", "chicken")  # those of the authors
+TOURNAMENTS = {"ipd": 25.0, "imp": 25.0, "chicken": 1.0}  # those of the authors, and their step sizes
 TRAINED = {"cola": {}, "maml": {}, "meva": {}, "meva-naive": dict(opponent="naive"), "meva-lola": dict(opponent="lola")}
 TRAINED |= {"mfos": {}, "mfos-lola": dict(opponent="lola"), "mfos-self": dict(opponent="self")}
 PROTOCOLS = {"paper": "paper's", "authors": "authors'"}
-
-
-class Protocol(NamedTuple):
-    """How a tournament is played."""
-
-    lr: float  # step size of the policies
-    alpha: float  # look-ahead step of LOLA, HOLA, SOS, POLA and COLA
-    gamma: float  # meta-discount of MeVa
-    steps: int  # that policies are followed for
-
-
-def protocol_of(game: str, name: str) -> Protocol:
-    """The settings of this repository ("paper"), or those of the authors' tournament."""
-    if name == "authors":
-        step = 1.0 if game == "chicken" else 25.0
-        return Protocol(step, step, 0.95, 300)
-    return Protocol(GAMES[game].lr, GAMES[game].alphas[:5][-1], 0.95, 500)
-
-
-for name, game in itertools.product(TRAINED, TOURNAMENTS):  # by the settings of this repository, and by the authors'
-    script, change, step = name.split("-")[0], TRAINED[name], protocol_of(game, "authors").lr
+for (name, change), (game, step) in itertools.product(TRAINED.items(), TOURNAMENTS.items()):
+    script = name.split("-")[0]
     small, count = script == "mfos", 2 if script == "mfos" else 8 if game == "ipd" else 4
     ours = change | dict(num_seeds=count) | (dict(lr=GAMES[game].lr, alpha=GAMES[game].lr) if small else {})
     theirs = {
@@ -283,16 +270,6 @@ def standard_error(samples: np.ndarray) -> float:
     return samples.std(ddof=1) / len(samples) ** 0.5 if len(samples) > 1 else np.nan
 
 
-def share_at_b(results: Results, setting: float) -> np.ndarray:
-    """Share of the grid that ends with both coordinates above 0, B's quadrant, (seed,)."""
-    return results["basin_fraction"][at(results, setting)]
-
-
-def mean_returns(results: Results, key: str, setting: float) -> np.ndarray:
-    """Returns, the agent's first, means over policy pairs, (2, seed)."""
-    return results[key][at(results, setting)].mean(1).T
-
-
 def logistic_returns(x: np.ndarray) -> np.ndarray:
     """Returns on the Logistic Game at joint policies (..., 2) -> (..., 2)."""
     return np.asarray(jax.vmap(LOGISTIC.f)(x.reshape(-1, 2, 1))).reshape(x.shape)
@@ -410,21 +387,21 @@ def draw_networks(figure: Figure, runs: dict):
     to the 95th percentile of the policy pairs.
     """
     figure.set_size_inches(WIDTH, 5.6)
-    plays_of = {"self_play": "self-play", "exact_best_response": "exact best response", "versus_naive": "naive learner"}
+    keys = ("self_play", "exact_best_response", "versus_naive")
     for axes, kind in zip(figure.subplots(3, 3, sharey=True).T, KINDS):
         labels = []
         for column, (name, label) in enumerate(RULES.items()):
             run = OF_KINDS[kind, name]
             results, script, i = runs[run], RUNS[run].script, best(runs[run])
             labels.append(f"{label}\n{SYMBOLS[script]} = {results['sweep'][i]:g}" if script in SYMBOLS else label)
-            for axis, key in zip(axes, plays_of):
+            for axis, key in zip(axes, keys):
                 agents = results[key][i][..., 0]  # (seed, pair)
                 axis.vlines(column, *np.percentile(agents, (5, 95)), color="lightgray", linewidth=4)
                 where = column + np.linspace(-0.25, 0.25, len(agents) + 2)[1:-1]
                 axis.plot(where, agents.mean(1), ".", color=COLORS[script], markersize=4)
                 axis.hlines(agents.mean(), column - 0.35, column + 0.35, color="black")
-        for axis, heading in zip(axes, plays_of.values()):
-            axis.set(title=f"{kind}: {heading}", ylim=(-3.05, -0.4))
+        for axis, key in zip(axes, keys):
+            axis.set(title=f"{kind}: {RETURNS[key]}", ylim=(-3.05, -0.4))
             axis.set_xticks(range(len(labels)), labels, rotation=60)
             axis.label_outer()
         if kind == "tabular":
@@ -512,8 +489,7 @@ def draw_ablations(figure: Figure, runs: dict):
     *axes, right = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.2))
     rows = np.arange(len(ABLATIONS))[::-1]
     for axis, (key, (heading, _)) in zip(axes, PLAYS.items()):
-        returns = [runs[name][key][at(runs[name], 0.99, exactly=False)] for name in ABLATIONS]  # (seed, pair, 2) each
-        agents = [samples.mean(1)[:, 0] for samples in returns]
+        agents = [runs[name][key][at(runs[name], 0.99, exactly=False), ..., 0].mean(1) for name in ABLATIONS]
         for row, agent in zip(rows, agents):
             axis.plot(agent, np.full(len(agent), row), ".", color=COLORS["meva"], markersize=3, alpha=0.6)
             axis.errorbar(agent.mean(), row, xerr=standard_error(agent), fmt="|", color="black", capsize=2)
@@ -534,6 +510,37 @@ def draw_ablations(figure: Figure, runs: dict):
     figure.suptitle(rf"IPD, $\gamma$ = .99: {loops} outer loops, {seeds} seeds", fontsize=7)
 
 
+def draw_samples(figure: Figure, runs: dict):
+    """The agent's returns on the IPD by the episodes of an estimate: points are seeds, and a line goes by their mean.
+
+    It leaves out those with fewer seeds than exact returns have. LOLA follows estimates; MeVa is trained on them, and
+    evaluated with exact gradients.
+    """
+    figure.set_size_inches(WIDTH, 4)
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    for axes, (script, setting) in zip(panels, SAMPLED.items()):
+        exact = runs[SAMPLES[script, 0, True]]
+        count = exact["config"]["num_seeds"]
+        for axis, (key, label) in zip(axes, list(PLAYS.items())[:2]):
+            for baseline, marker in ((True, "o-"), (False, "s--")):
+                color, means = COLORS[script] if baseline else "black", []
+                for episodes in EPISODES:
+                    results = runs[SAMPLES[script, episodes, baseline]]
+                    agents = results[key][at(results, setting)][..., 0].mean(1)  # (seed,)
+                    axis.plot([episodes] * len(agents), agents, marker[0], color=color, markersize=2)
+                    means.append(agents.mean() if len(agents) == count else np.nan)
+                style = dict(color=color, fillstyle="none", label=f"with{'' if baseline else 'out'} baseline")
+                axis.plot(EPISODES, means, marker, markersize=4, **style)
+            axis.axhline(exact[key][at(exact, setting)][..., 0].mean(), color="gray", linestyle=":", label="exact")
+            axis.set(title=f"{TITLES[script]}, {SYMBOLS[script]} = {setting:g}: {label[0]}", xscale="log")
+            axis.set_xticks(EPISODES, EPISODES)
+            axis.minorticks_off()
+            axis.legend()
+        axes[0].set_ylabel("agent's expected return per round")
+    for axis in panels[1]:
+        axis.set_xlabel("episodes of 50 rounds for each estimate")
+
+
 # The paper's claims
 
 
@@ -547,10 +554,6 @@ def pair(returns: np.ndarray, digits: int = 3) -> str:
     """The agent's and the other's returns, (player, number)."""
     lost = (~np.isfinite(returns)).any(0).sum()
     return f"{lost} of {returns.shape[1]} diverged" if lost else " : ".join(spread(own, digits) for own in returns)
-
-
-def listed(results: Results, key: str, settings) -> str:
-    return "; ".join(f"{pair(mean_returns(results, key, setting))} at {setting:g}" for setting in settings)
 
 
 CLAIMS = []  # filled by `claims`, in the order of the text
@@ -727,6 +730,11 @@ def cooperation(policies: np.ndarray) -> np.ndarray:
     return np.asarray(shares @ np.array([[0, 0], [1, 0], [0, 1], [1, 1]])).reshape(policies.shape[:-1])
 
 
+def chances(results: Results, i: int) -> np.ndarray:
+    """How likely players of the IPD are to cooperate, first and after DD, CD, DC, CC, (5, seed)."""
+    return (1 / (1 + np.exp(-results["policies"][i].astype(float)))).mean((1, 2)).T
+
+
 RISES = "is larger at the last gamma than at 0, and never falls from one to the next by more than two standard errors"
 
 
@@ -775,10 +783,12 @@ def far_sighted(meva):
     yield "1", "our algorithm finds nonexploitable cooperation", criterion, numbers, kept > 0.95
 
     learner = cooperation(meva["versus_naive_policies"])[..., 1].mean(2)  # (S, seed)
-    agent, other = np.moveaxis(meva["versus_naive"].mean(2), -1, 0)
+    returns = meva["versus_naive"].mean(2)  # (S, seed, 2)
+    agent, other = np.moveaxis(returns, -1, 0)
     high = gammas >= 0.9 - 1e-6
+    words = "; ".join(f"{pair(both.T)} at {gamma:g}" for both, gamma in zip(returns[high], gammas[high]))
     criterion = "from gamma = .9 on the learner cooperates in most rounds, and gets less than the agent"
-    numbers = f"it cooperates {series(gammas, learner)}; agent : learner {listed(meva, 'versus_naive', gammas[high])}"
+    numbers = f"it cooperates {series(gammas, learner)}; agent : learner {words}"
     holds = [learner.mean(1)[high] > 0.5, agent.mean(1)[high] > other.mean(1)[high]]
     yield "5.2", "naive opponents are shaped into exploitable cooperation", criterion, numbers, holds
     criterion = f"the agent's mean return beside a naive learner {RISES}"
@@ -790,26 +800,25 @@ def far_sighted(meva):
     each = f"{spread(found)}; by model {', '.join(f'{share:.2f}' for share in np.sort(found))}"
     criterion = "more than half of the policies at gamma = .99 are nearest to tit-for-tat, in every model"
     yield "5", "MeVa in fact learns to play tit-for-tat", criterion, each, found > 0.5
-    chances = (1 / (1 + np.exp(-meva["policies"][i].astype(float)))).mean((1, 2))  # (seed, 5)
-    states = "first", "DD", "CD", "DC", "CC"
-    words = ", ".join(f"{spread(chance)} {state}" for state, chance in zip(states, chances.T))
+    by_state = dict(zip(("first", "DD", "CD", "DC", "CC"), chances(meva, i)))  # (seed,) each
+    words = ", ".join(f"{spread(chance)} {state}" for state, chance in by_state.items())
     criterion = "on having been defected against (CD) it cooperates less than half as often as after CC, in every model"
-    holds = chances[:, 2] < chances[:, 4] / 2
+    holds = by_state["CD"] < by_state["CC"] / 2
     yield "5", "and does not simply cooperate unconditionally", criterion, f"P(C) {words}", holds
 
 
 @claims("lola_ipd", "meva_ipd")
 def looking_farther(lola, meva):
-    curves = [[results[key].mean((1, 2))[:, 0] for key in PLAYS] for results in (lola, meva)]  # (play, S) each
     peaks, falls, words = [], [], []
-    for results, those in zip((lola, meva), curves):
-        peaks.append([curve.max() for curve in those])
-        falls.append([curve.max() - curve[-1] for curve in those])
+    for results in (lola, meva):
+        curves = np.array([results[key].mean((1, 2))[:, 0] for key in PLAYS])  # (play, S)
+        peaks.append(curves.max(1))
+        falls.append(curves.max(1) - curves[:, -1])
         words.append("; ".join(
             f"{heading} {curve.max():.3f} at {results['sweep'][curve.argmax()]:g}, {curve[-1]:.3f} at the end"
-            for (heading, _), curve in zip(PLAYS.values(), those)
+            for (heading, _), curve in zip(PLAYS.values(), curves)
         ))  # fmt: skip
-    (of_lola, of_meva), (lolas, mevas) = np.array(peaks), np.array(falls)
+    (of_lola, of_meva), (lolas, mevas) = peaks, falls
     criterion = "the agent's best mean returns are at most .1 below MeVa's, in each of the three plays"
     numbers = f"LOLA: {words[0]}"
     yield "5.2", "LOLA exhibits qualitatively the same results", criterion, numbers, of_lola > of_meva - 0.1
@@ -845,7 +854,6 @@ def a_single_objective(*runs):
 
 # The tournament: every learning rule beside every other
 
-
 FIXED = {  # the signs of their log-odds: init, DD, CD, DC, CC
     "all-C": (1, 1, 1, 1, 1),
     "all-D": (-1, -1, -1, -1, -1),
@@ -867,6 +875,22 @@ AUTHORS = {  # their returns on the IPD, row : column, as far as the columns' ar
 }
 
 
+class Protocol(NamedTuple):
+    """How a tournament is played."""
+
+    lr: float  # step size of the policies
+    alpha: float  # look-ahead step of LOLA, HOLA, SOS, POLA and COLA
+    gamma: float  # meta-discount of MeVa
+    steps: int  # that policies are followed for
+
+
+def protocol_of(game: str, name: str) -> Protocol:
+    """The settings of this repository ("paper"), or those of the authors' tournament."""
+    if name == "authors":
+        return Protocol(TOURNAMENTS[game], TOURNAMENTS[game], 0.95, 300)
+    return Protocol(GAMES[game].lr, GAMES[game].alphas[:5][-1], 0.95, 500)
+
+
 class Contestant(NamedTuple):
     """A learning rule and as many models of it as there are."""
 
@@ -878,7 +902,7 @@ class Contestant(NamedTuple):
 
 def contestants(game: Game, runs: dict[str, Results], play: Protocol) -> dict[str, Contestant]:
     """Those of the tournament on an iterated game, by name: rules, trained ones of which there are runs, policies."""
-    naive, lola, hola, sos, pola, cola, mfos = map(SCRIPTS.get, "naive lola hola sos pola cola mfos".split())
+    naive, lola, hola, sos, pola, cola, meva, mfos = map(SCRIPTS.get, "naive lola hola sos pola cola meva mfos".split())
 
     def learner(step_sizes, x, seat, *_):  # naive, with step sizes of its own
         return naive.naive_gradient(game.f, x)[seat] * step_sizes[seat] / play.lr
@@ -890,7 +914,13 @@ def contestants(game: Game, runs: dict[str, Results], play: Protocol) -> dict[st
         distance = partial(pola.divergence, game)
         return (pola.pola_step(f, x, alpha, 1 / play.lr, distance, steps=30, tolerance=1e-3) - x) / play.lr
 
-    def draw_policy(agents, x, seat, gammas, key):
+    def follow_cola(config, model, x, seat, *_):
+        return cola.cola_gradient(model, game, x, play.alpha)[seat]
+
+    def follow_meva(config, model, x, seat, gammas, key):
+        return meva.meva_gradient(model, game, x, np.float32(gammas), config, slice(seat, seat + 1))[seat]
+
+    def draw_policy(config, agents, x, seat, gammas, key):
         return (mfos.act(key, agents, game, x, seat)[1] - x[seat]) / play.lr
 
     everyone = {
@@ -901,28 +931,18 @@ def contestants(game: Game, runs: dict[str, Results], play: Protocol) -> dict[st
         "sos": look_ahead(sos.sos_gradient, scale=1 / (1 - game.discount)),
         "pola": look_ahead(proximal),
     }
-    if "cola" in runs:
-        rule = lambda model, x, seat, *_: cola.cola_gradient(model, game, x, play.alpha)[seat]
-        everyone["cola"] = Contestant(rule, load_models("cola", runs["cola"], game)[1])
-    if "maml" in runs:
-        policies, step_sizes = (runs["maml"][f"params/{name}"] for name in ("policy", "step_size"))
-        everyone["maml"] = Contestant(learner, step_sizes, starts=policies)
-    for name in TRAINED:
-        if name in runs and name.startswith("meva"):
-            config, models = load_models("meva", runs[name], game)
-            everyone[name] = Contestant(partial(follow_meva, game, config), models, play.gamma)
-        if name in runs and name.startswith("mfos"):
-            everyone[name] = Contestant(draw_policy, load_models("mfos", runs[name], game)[1])
+    for name, results in runs.items():
+        script = name.split("-")[0]
+        config, models = load_models(script, results, game)
+        if script == "maml":
+            everyone[name] = Contestant(learner, models.step_size, starts=models.policy)
+        else:
+            rule = dict(cola=follow_cola, meva=follow_meva, mfos=draw_policy)[script]
+            everyone[name] = Contestant(partial(rule, config), models, play.gamma * (script == "meva"))
     for name, signs in FIXED.items():
         policies = np.broadcast_to(30 * np.float32(signs), (1, 2, game.n))
         everyone[name] = Contestant(learner, np.zeros((1, 2), np.float32), starts=policies)
     return everyone
-
-
-def follow_meva(game: Game, config, model, x, seat: int, gammas, key):
-    """The rule of a player that follows a model of MeVa."""
-    players = slice(seat, seat + 1)
-    return SCRIPTS["meva"].meva_gradient(model, game, x, np.float32(gammas), config, players)[seat]
 
 
 @partial(jax.jit, static_argnames=("game", "rules", "gammas", "lr", "steps"))
@@ -962,10 +982,8 @@ def hold_tournament(game: Game, everyone: dict[str, Contestant], play: Protocol,
     for i, (name, row) in enumerate(everyone.items()):
         print(f"{i + 1:3d} / {len(everyone)}  {name} beside all", flush=True)
         for j, column in enumerate(everyone.values()):
-            static = dict(game=game, rules=(row.rule, column.rule), gammas=(row.gamma, column.gamma))
-            static |= dict(lr=play.lr, steps=play.steps)
-            those = dict(models=(row.models, column.models), own=(row.starts, column.starts))
-            ends, played = play_pair(**those, starts=starts, **static)
+            rules, models, gammas, own = zip(row, column)
+            ends, played = play_pair(game, rules, gammas, models, own, starts, lr=play.lr, steps=play.steps)
             states = jax.vmap(lambda x: state_distribution(x, game.discount))(ends)  # (trial, 4), DD, CD, DC, CC
             results["returns"][i, j] = jax.vmap(game.f)(ends)
             results["corner"][i, j] = np.where(states.max(1) > 0.5, 3 - states.argmax(1), 4)  # an index of CORNERS
@@ -1031,15 +1049,13 @@ def equilibria(results: Results, most: int = 100) -> str:
 
     Those of the fewest contestants first, and of more than `most` their number.
     """
-    parts = []
-    for who, fixed in (("all", ()), ("those that learn", FIXED)):
-        payoffs = meta_game(results)
-        finite = np.isfinite(payoffs).all(0) & np.isfinite(payoffs).all(1)  # of those that did not diverge
-        there = [i for i, name in enumerate(results["names"]) if name not in fixed and finite[i]]
-        payoffs, names, words = payoffs[np.ix_(there, there)], results["names"][there], []
-        for p in symmetric_equilibria(payoffs):
-            mixture = " + ".join(f"{weight:.2g} {name}" for weight, name in zip(p, names) if weight)
-            words.append(f"{mixture.removeprefix('1 ')} (return {p @ payoffs @ p:.3f})")
+    payoffs, names, parts = meta_game(results), results["names"], []
+    finite = np.isfinite(payoffs).all(0) & np.isfinite(payoffs).all(1)  # those that did not diverge
+    for who, those in (("all", finite), ("those that learn", finite & ~np.isin(names, list(FIXED)))):
+        among, words = payoffs[np.ix_(those, those)], []
+        for p in symmetric_equilibria(among):
+            mixture = " + ".join(f"{weight:.2g} {name}" for weight, name in zip(p, names[those]) if weight)
+            words.append(f"{mixture.removeprefix('1 ')} (return {p @ among @ p:.3f})")
         words[most:] = [f"{len(words) - most} more"] * (len(words) > most)
         parts.append(f"among {who}: {'; or '.join(words) or 'none'}")
     return "; ".join(parts)
@@ -1098,6 +1114,63 @@ def draw_tournament(figure: Figure, runs: dict):
     words = textwrap.fill(f"Symmetric equilibria {equilibria(results, most=3)}", 200)
     protocol = PROTOCOLS[results["config"]["protocol"]]
     figure.suptitle(f"Tournament on {results['config']['game']}, {protocol} protocol.\n{words}", fontsize=7)
+
+
+def table_of_tournaments(runs: dict[str, Results]) -> str:
+    """Returns, medians, corners, best replies and equilibria, and the authors' cells beside ours."""
+    parts = []
+    for results in runs.values():
+        names, game, protocol = list(results["names"]), *map(results["config"].get, ("game", "protocol"))
+        errors, means, medians = standard_errors(results), results["returns"].mean(2), np.median(results["returns"], 2)
+        corners = np.stack([(results["corner"] == corner).mean(2) for corner in range(4)], -1)
+
+        heading = f"`{game}`, {PROTOCOLS[protocol]} protocol: mean return of the row, player 1, beside the column, "
+        ends = f"Percent of the trials that end in {', '.join([*CORNERS][:4])} "
+        ends += "(more than half of the rounds, discounted):"
+        matrices = {
+            f"{heading}player 2; errors over models:": lambda at: f"{means[at][0]:z.3f} ± {errors[at][0]:.3f}",
+            "Of the column, player 2:": lambda at: f"{means[at][1]:z.3f} ± {errors[at][1]:.3f}",
+            "The medians, row : column:": lambda at: "{:z.3f} : {:z.3f}".format(*medians[at]),
+            ends: lambda at: " ".join(f"{100 * share:.0f}" for share in corners[at]),
+        }
+        for heading, words in matrices.items():
+            rows = [[name, *(words((i, j)) for j in range(len(names)))] for i, name in enumerate(names)]
+            parts += [heading, table(("", *names), rows)]
+        best = best_replies(means[..., 0]).T
+        replies = [(name, ", ".join(results["names"][those])) for name, those in zip(names, best)]
+        parts += ["Player 1's best replies, to .001:", table(("to", "are"), replies)]
+        parts.append(f"Symmetric equilibria of the meta-game, of five at most, seats by lot, {equilibria(results)}.")
+        if (game, protocol) == ("ipd", "authors"):
+            rows = []
+            for pair_of, theirs in AUTHORS.items():
+                if set(pair_of) <= set(names):
+                    i, j = map(names.index, pair_of)
+                    ours = " : ".join(map("{:.3f} ± {:.3f}".format, means[i, j], errors[i, j]))
+                    far = [f"{x:+.1f}" for x in (means[i, j][: len(theirs)] - theirs) / errors[i, j][: len(theirs)]]
+                    rows.append((*pair_of, " : ".join(f"{x:.3f}" for x in theirs), ours, " : ".join(far)))
+            parts.append("The authors' cells, ours, and the distance in our standard errors:")
+            parts.append(table(("row", "column", "authors", "here", "distance"), rows))
+    return "\n\n".join(parts)
+
+
+def tournament(game: Game, protocol: str, out: pathlib.Path) -> list[str]:
+    """Hold, write, print and draw a tournament of all whose models are there. Returns the names of missing runs."""
+    play = protocol_of(game.name, protocol)
+    names = {name: f"{'authors/' * (protocol == 'authors')}{name}_{game.name}" for name in TRAINED}
+    runs, sources, missing = find([*filter(RUNS.get, names.values())], out, exactly=True)
+    there = {name: runs[run] for name, run in names.items() if run in runs}
+    path, drawing = out / f"results/tournament_{game.name}.npz", out / f"figures/tournament_{game.name}.png"
+    for folder in (path.parent, drawing.parent):  # before it takes minutes
+        folder.mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    arrays = hold_tournament(game, contestants(game, there, play), play)
+    config = {"game": game.name, "table": "tournament", "protocol": protocol, **play._asdict(), "models": sources}
+    config |= {"missing": missing}
+    SCRIPTS["naive"].write(path, partial(np.savez_compressed, config=json.dumps(config), **arrays))
+    results = {path.stem: load(path, Run("plots", game.name))}
+    print(f"{table_of_tournaments(results)}\n\nwrote {path}")
+    save_figure(partial(draw_tournament, runs=results), drawing, str(path))
+    return missing
 
 
 # Tit-for-tat: who finds it in the contribution game (Zhao et al., 2022)
@@ -1164,6 +1237,25 @@ def search_for_tit_for_tat(trials: int = 100) -> dict:
     return dict(found=found, names=np.array([f"{TITLES[algorithm]}, {kind}" for algorithm, kind in SEARCHES]))
 
 
+def table_of_searches(runs: dict[str, Results]) -> str:
+    """Who finds tit-for-tat in the contribution game, and who still plays it in the end, by the factor."""
+    rows = []
+    for results in runs.values():
+        for name, shares in zip(results["names"], results["found"]):
+            rows.append((name, *(f"{ever:.2f} ({end:.2f})" for ever, end in shares)))
+    return table(("at some time (in the end)", *map(str, FACTORS)), rows)
+
+
+def search(out: pathlib.Path):
+    """See how often tit-for-tat is found, write and print it."""
+    path = paths_of("tit-for-tat_contribution", out)[0]
+    path.parent.mkdir(exist_ok=True)
+    arrays = search_for_tit_for_tat()
+    config = json.dumps(dict(game="contribution", table="tit-for-tat", protocol="authors"))
+    SCRIPTS["naive"].write(path, partial(np.savez_compressed, config=config, **arrays))
+    print(f"{table_of_searches({'': arrays})}\n\nwrote {path}")
+
+
 # The tables, in Markdown, from those of their runs that are there
 
 
@@ -1190,7 +1282,7 @@ def table_of_ablations(runs: dict[str, Results]) -> str:
     rows = []
     for name in filter(runs.get, ABLATIONS):
         label, change = ABLATIONS[name]
-        own, *others = [mean_returns(runs[name], key, 0.99) for key in PLAYS]
+        own, *others = [runs[name][key][at(runs[name], 0.99)].mean(1).T for key in PLAYS]  # (2, seed) each
         rows.append((label, pair(own[:1]), *map(pair, others), f"`{flags(change)}`" if change else ""))
     returns = table(("", "self-play", "agent : best response", "agent : naive learner", "switch"), rows)
     rows = [(NETWORKS[name][0], *map(spread, runs[name]["basin_fraction"])) for name in filter(runs.get, NETWORKS)]
@@ -1232,63 +1324,15 @@ def table_of_ends(runs: dict[str, Results]) -> str:
     near, far = runs["meva_logistic"], runs["far_logistic"]
     gammas = (0.9, 0.91, 0.92, 0.95, 0.99)
     for gamma, both in zip(gammas, slopes(near, gammas, line)):
-        cells = [spread(share_at_b(near, gamma))]
-        cells += [spread(came_to(results, B)[at(results, gamma)].mean((1, 2))) for results in (near, far)]
-        ends = [results["endpoints"][at(results, gamma)] for results in (near, far)]
-        cells += [spread(logistic_returns(np.array([B, B]))[0] - logistic_returns(x).mean((1, 2, 3))) for x in ends]
-        for slope in both:  # (seed, point), falling: where it is 0
-            cells += [spread(np.array([np.interp(0, -each, line) for each in slope]), 2)]
-        rows.append((f"{gamma:g}", *cells))
+        ends = [results["endpoints"][at(results, gamma)] for results in (near, far)]  # (seed, 29, 29, 2) each
+        shares = [(np.abs(x - B) < RADIUS).all(-1).mean((1, 2)) for x in ends]
+        lost = [logistic_returns(np.array([B, B]))[0] - logistic_returns(x).mean((1, 2, 3)) for x in ends]
+        best = np.array([[np.interp(0, -slope, line) for slope in each] for each in both])  # (2, seed), where it is 0
+        cells = map(spread, [near["basin_fraction"][at(near, gamma)], *shares, *lost])
+        rows.append((f"{gamma:g}", *cells, *(spread(x, digits=2) for x in best)))
     heading = ("gamma", "in B's quadrant", "within .5 of B", "after 2000 steps", "return lost to B", "after 2000 steps",
                "the model's best x", "the true one's")  # fmt: skip
     return table(heading, rows)
-
-
-def table_of_tournaments(runs: dict[str, Results]) -> str:
-    """Returns, medians, corners, best replies and equilibria, and the authors' cells beside ours."""
-    parts = []
-    for results in runs.values():
-        names, game, protocol = list(results["names"]), *map(results["config"].get, ("game", "protocol"))
-        errors, means, medians = standard_errors(results), results["returns"].mean(2), np.median(results["returns"], 2)
-        corners = np.stack([(results["corner"] == corner).mean(2) for corner in range(4)], -1)
-
-        def matrix(cell):
-            rows = [[name, *(cell((i, j)) for j in range(len(names)))] for i, name in enumerate(names)]
-            return table(("", *names), rows)
-
-        heading = "mean return of the row, player 1, beside the column, player 2; errors over models:"
-        parts.append(f"`{game}`, {PROTOCOLS[protocol]} protocol: {heading}")
-        parts.append(matrix(lambda at: f"{means[at][0]:z.3f} ± {errors[at][0]:.3f}"))
-        parts.append("Of the column, player 2:")
-        parts.append(matrix(lambda at: f"{means[at][1]:z.3f} ± {errors[at][1]:.3f}"))
-        parts += ["The medians, row : column:", matrix(lambda at: "{:z.3f} : {:z.3f}".format(*medians[at]))]
-        corner_names = ", ".join([*CORNERS][:4])
-        parts.append(f"Percent of the trials that end in {corner_names} (more than half of the rounds, discounted):")
-        parts.append(matrix(lambda at: " ".join(f"{100 * share:.0f}" for share in corners[at])))
-        best = best_replies(means[..., 0]).T
-        replies = [(name, ", ".join(results["names"][those])) for name, those in zip(names, best)]
-        parts += ["Player 1's best replies, to .001:", table(("to", "are"), replies)]
-        parts.append(f"Symmetric equilibria of the meta-game, of five at most, seats by lot, {equilibria(results)}.")
-        if (game, protocol) == ("ipd", "authors"):
-            rows = []
-            for pair_of, theirs in AUTHORS.items():
-                if set(pair_of) <= set(names):
-                    i, j = map(names.index, pair_of)
-                    ours = " : ".join(map("{:.3f} ± {:.3f}".format, means[i, j], errors[i, j]))
-                    far = [f"{x:+.1f}" for x in (means[i, j][: len(theirs)] - theirs) / errors[i, j][: len(theirs)]]
-                    rows.append((*pair_of, " : ".join(f"{x:.3f}" for x in theirs), ours, " : ".join(far)))
-            parts.append("The authors' cells, ours, and the distance in our standard errors:")
-            parts.append(table(("row", "column", "authors", "here", "distance"), rows))
-    return "\n\n".join(parts)
-
-
-def table_of_searches(runs: dict[str, Results]) -> str:
-    """Who finds tit-for-tat in the contribution game, and who still plays it in the end, by the factor."""
-    rows = []
-    for results in runs.values():
-        for name, shares in zip(results["names"], results["found"]):
-            rows.append((name, *(f"{ever:.2f} ({end:.2f})" for ever, end in shares)))
-    return table(("at some time (in the end)", *map(str, FACTORS)), rows)
 
 
 def table_of_mfos(runs: dict[str, Results]) -> str:
@@ -1315,15 +1359,9 @@ def table_of_returns(runs: dict[str, Results]) -> str:
     for name, results in runs.items():
         for i in (at(results, setting) for setting in settings[name]):
             own = pair(results["self_play"][i].reshape(-1, 2).T[:1])
-            cells = [cell(results, key, i) for key in RETURNS[1:]]
-            rows.append((f"`{RUNS[name].game}`", labelled(RUNS[name].script, results, i), own, *cells))
-    others = [f"agent : {other}" for other in ("best response", "exact best response", "naive learner")]
-    return table(("", "", "self-play", *others), rows)
-
-
-def cooperation_after(results: Results, i: int) -> np.ndarray:
-    """How likely players of the IPD are to cooperate after CD and after CC, one's own action first, (2, seed)."""
-    return (1 / (1 + np.exp(-results["policies"][i].astype(float)))).mean((1, 2))[:, [2, 4]].T
+            others = [cell(results, key, i) for key in list(RETURNS)[1:]]
+            rows.append((f"`{RUNS[name].game}`", labelled(RUNS[name].script, results, i), own, *others))
+    return table(("", "", "self-play", *BESIDE), rows)
 
 
 def reciprocal(results: Results, i: int) -> np.ndarray:
@@ -1332,7 +1370,7 @@ def reciprocal(results: Results, i: int) -> np.ndarray:
     They get more than -1.15 with their like, are left more than -1.35 by an exact best response, and cooperate after CD
     less than half as often as after CC.
     """
-    after_cd, after_cc = cooperation_after(results, i)
+    after_cd, after_cc = chances(results, i)[[2, 4]]
     own, left = (results[key][i, ..., 0].mean(1) for key in ("self_play", "exact_best_response"))
     return (own > -1.15) & (left > -1.35) & (after_cd < after_cc / 2)
 
@@ -1345,14 +1383,12 @@ def table_of_networks(runs: dict[str, Results]) -> str:
         if results:
             settings = [best(results)] + [at(results, gamma) for gamma in (0.95, 0.99) if name == "meva"]
             for i in dict.fromkeys(settings):
-                own, *others = [pair(results[key][i].mean(1).T) for key in ("self_play", *RETURNS[1:])]
+                own, *others = [pair(results[key][i].mean(1).T) for key in RETURNS]
                 setting = f", {'gamma' if name == 'meva' else 'alpha'} = {results['sweep'][i]:g}" * (name != "naive")
-                chances = " and ".join(map(spread, cooperation_after(results, i)))
+                after = " and ".join(map(spread, chances(results, i)[[2, 4]]))
                 count = f"{reciprocal(results, i).sum()} of {len(results['self_play'][i])}"
-                rows.append((kind, label + setting, own.split(" : ")[0], *others, chances, count))
-    heading = ("policies", "", "self-play", "agent : best response", "agent : exact best response",
-               "agent : naive learner", "P(C) after CD and CC", "reciprocal")  # fmt: skip
-    return table(heading, rows)
+                rows.append((kind, label + setting, own.split(" : ")[0], *others, after, count))
+    return table(("policies", "", "self-play", *BESIDE, "P(C) after CD and CC", "reciprocal"), rows)
 
 
 def table_of_probes(runs: dict[str, Results]) -> str:
@@ -1364,7 +1400,7 @@ def table_of_probes(runs: dict[str, Results]) -> str:
             agents = [[results[key][0, ..., 0].mean() for results in those] for key in RETURNS]  # (play, run)
             cells = [f"{spread(np.array(each))} ({', '.join(f'{x:.2f}' for x in each)})" for each in agents]
             rows.append((str(count), *cells))
-    return table(("probes", "self-play", "best response", "exact best response", "naive learner"), rows)
+    return table(("probes", *RETURNS.values()), rows)
 
 
 def table_of_consistency(runs: dict[str, Results]) -> str:
@@ -1403,39 +1439,7 @@ def table_of_samples(runs: dict[str, Results]) -> str:
         cells = [cell(results, key, i) for key in RETURNS]
         seeds = ", ".join(f"{value:.2f}" for value in results["self_play"][i].mean((1, 2)))
         rows.append((labelled(script, results, i), words if config.get("episodes") else "exact", seeds, *cells))
-    others = [f"agent : {other}" for other in ("other", "best response", "exact best response", "naive learner")]
-    return table(("", "episodes", "self-play of each seed", *others), rows)
-
-
-def draw_samples(figure: Figure, runs: dict):
-    """The agent's returns on the IPD by the episodes of an estimate: points are seeds, and a line goes by their mean.
-
-    It leaves out those with fewer seeds than exact returns have. LOLA follows estimates; MeVa is trained on them, and
-    evaluated with exact gradients.
-    """
-    figure.set_size_inches(WIDTH, 4)
-    panels = figure.subplots(2, 2, sharex=True, sharey=True)
-    for axes, (script, setting) in zip(panels, SAMPLED.items()):
-        exact = runs[SAMPLES[script, 0, True]]
-        count = exact["config"]["num_seeds"]
-        for axis, (key, label) in zip(axes, list(PLAYS.items())[:2]):
-            for baseline, marker in ((True, "o-"), (False, "s--")):
-                color, words = COLORS[script] if baseline else "black", f"with{'' if baseline else 'out'} baseline"
-                means = []
-                for episodes in EPISODES:
-                    results = runs[SAMPLES[script, episodes, baseline]]
-                    agents = results[key][at(results, setting)][..., 0].mean(1)  # (seed,)
-                    axis.plot([episodes] * len(agents), agents, marker[0], color=color, markersize=2)
-                    means.append(agents.mean() if len(agents) == count else np.nan)
-                axis.plot(EPISODES, means, marker, color=color, markersize=4, fillstyle="none", label=words)
-            axis.axhline(exact[key][at(exact, setting)][..., 0].mean(), color="gray", linestyle=":", label="exact")
-            axis.set(title=f"{TITLES[script]}, {SYMBOLS[script]} = {setting:g}: {label[0]}", xscale="log")
-            axis.set_xticks(EPISODES, EPISODES)
-            axis.minorticks_off()
-            axis.legend()
-        axes[0].set_ylabel("agent's expected return per round")
-    for axis in panels[1]:
-        axis.set_xlabel("episodes of 50 rounds for each estimate")
+    return table(("", "episodes", "self-play of each seed", "agent : other", *BESIDE), rows)
 
 
 # The command line
@@ -1490,45 +1494,14 @@ def save_figure(draw, path: pathlib.Path, sources: str):
     print(f"wrote {path}" + f", from {sources}" * bool(sources))
 
 
-def tournament(game: Game, protocol: str, out: pathlib.Path) -> list[str]:
-    """Hold, write, print and draw a tournament of all whose models are there. Returns the names of missing runs."""
-    play = protocol_of(game.name, protocol)
-    names = {name: f"{'authors/' * (protocol == 'authors')}{name}_{game.name}" for name in TRAINED}
-    runs, sources, missing = find([*filter(RUNS.get, names.values())], out, exactly=True)
-    there = {name: runs[run] for name, run in names.items() if run in runs}
-    path, drawing = out / f"results/tournament_{game.name}.npz", out / f"figures/tournament_{game.name}.png"
-    for folder in (path.parent, drawing.parent):  # before it takes minutes
-        folder.mkdir(exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    arrays = hold_tournament(game, contestants(game, there, play), play)
-    config = {"game": game.name, "table": "tournament", "protocol": protocol, **play._asdict(), "models": sources}
-    config |= {"missing": missing}
-    SCRIPTS["naive"].write(path, partial(np.savez_compressed, config=json.dumps(config), **arrays))
-    results = {path.stem: load(path, Run("plots", game.name))}
-    print(f"{table_of_tournaments(results)}\n\nwrote {path}")
-    save_figure(partial(draw_tournament, runs=results), drawing, str(path))
-    return missing
-
-
-def search(out: pathlib.Path):
-    """See how often tit-for-tat is found, write and print it."""
-    path, config = paths_of("tit-for-tat_contribution", out)[0], dict(table="tit-for-tat", protocol="authors")
-    path.parent.mkdir(exist_ok=True)
-    results = Results(search_for_tit_for_tat())
-    described = json.dumps(config | dict(game="contribution"))
-    SCRIPTS["naive"].write(path, partial(np.savez_compressed, config=described, **results))
-    print(f"{table_of_searches({'': results})}\n\nwrote {path}")
-
-
 def report(path: pathlib.Path, out: pathlib.Path) -> tuple[str, list[str]]:
     """The text of this file with all tables made anew from results/paper/, and the names of runs missing there."""
-    frame = "\n".join(f"<!-- table {name} -->\n\n<!-- end -->\n" for name in TABLES)
-    text, lacking = path.read_text("utf-8") if path.exists() else frame, []
+    text, lacking = path.read_text("utf-8"), []
     for name, (make, names) in TABLES.items():
         runs, _, missing = find(names, out, exactly=True, own=False)
-        before, after = f"<!-- table {name} -->\n", "\n<!-- end -->"
         made = make(runs) + f"\n\nMissing here: {', '.join(missing)}." * bool(missing)
-        text = re.sub(f"{before}.*?{after}", lambda _: f"{before}\n{made}\n{after}", text, flags=re.DOTALL)
+        frame = re.compile(f"(<!-- table {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        text = frame.sub(lambda marks: f"{marks[1]}\n{made}\n{marks[2]}", text)
         lacking += missing
     return text, lacking
 
@@ -1574,8 +1547,7 @@ def main(argv=None):
         else:
             for name in [args.figure] if args.figure else FIGURES:
                 missing[name] = draw_figure(name, args.out, args.format or "png")
-        lacking = dict.fromkeys(sum(missing.values(), []))  # each once
-        for name in lacking:
+        for name in dict.fromkeys(sum(missing.values(), [])):  # each once
             waiting = ", ".join(what for what, names in missing.items() if name in names)
             print(f"missing for {waiting}: {command(name, args.out)}")
         sys.stdout.flush()

@@ -2697,7 +2697,7 @@ def test_what_is_said_and_drawn_of_policies_of_other_kinds():
     returns = {key: np.zeros((1, 4, 6, 2)) + np.array([-1.1, -9]) for key in ("self_play", "exact_best_response")}
     returns["self_play"][0, 1, :, 0], returns["exact_best_response"][0, 2, :, 0] = -1.2, -1.4
     results = results_of((0.99,), policies=policies, **returns)
-    np.testing.assert_allclose(plots.cooperation_after(results, 0), chances.T)
+    np.testing.assert_allclose(plots.chances(results, 0)[[2, 4]], chances.T)
     np.testing.assert_array_equal(plots.reciprocal(results, 0), [True, False, False, False])
 
     probes = {name: results_of((0.95,), **{key: np.full((1, 1, 6, 2), -seed - count / 10) for key in plots.RETURNS})
