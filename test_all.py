@@ -2521,10 +2521,7 @@ def test_every_command_makes_the_run_that_it_is_for(name, tmp_path):
 BAD_RUNS = {  # of a run of LOLA on the IPD: what becomes of its bytes, its configuration or its arrays
     "empty": b"", "broken": b"PK\3\4" + bytes(40),
     "null": None, "a list": [], "no num_seeds": {"game": "ipd", "eval_steps": 500}, "another game": {"game": "imp"},
-    "settings cut": dict(self_play=np.zeros((1, 8, 4, 2))), "seeds cut": dict(self_play=np.zeros((3, 7, 4, 2))),
-    "no pairs": dict(self_play=np.zeros((3, 8, 0, 2))),
-    "a scalar sweep": dict(sweep=np.float32(3)), "flat": dict(policies=np.zeros(960)),
-    "text": dict(self_play=np.full((3, 8, 4, 2), "x")), "objects": dict(self_play=np.full((3, 8, 4, 2), None)),
+    "objects": dict(self_play=np.full((3, 8, 4, 2), None)),
 }
 
 
