@@ -569,9 +569,9 @@ def verdict(holds) -> str:
     return "yes" if true == count > 0 else f"in part ({true} of {count})" if true else "**no**"
 
 
-def series(settings, values, digits: int = 3) -> str:
+def series(settings, values) -> str:
     """Values, (number of settings, seed), by setting: mean and standard error over seeds."""
-    return ", ".join(f"{spread(np.ravel(value), digits)} at {setting:g}" for setting, value in zip(settings, values))
+    return ", ".join(f"{spread(np.ravel(value))} at {setting:g}" for setting, value in zip(settings, values))
 
 
 @claims()
@@ -594,10 +594,8 @@ def the_games():
     criterion = "B pays more than A, and each is the best reply to itself"
     yield "5.1", "both players prefer B, and cannot unilaterally go there", criterion, numbers, holds
 
-    bits = np.arange(32)[:, None] >> np.arange(5) & 1
-    sure = np.where(bits, 50, -50).astype(np.float32)  # all deterministic strategies
-    pairs = [np.stack([np.broadcast_to(agent, sure.shape), sure], 1) for agent in sure[[-1, 0]]]  # (32, 2, 5) each
-    agents = [returns[returns[:, 1].argmax(), 0] for returns in map(jax.vmap(IPD.f), pairs)]
+    sure = np.broadcast_to(np.float32([50, -50])[:, None, None], (2, 2, 5))  # all-C and all-D, with themselves
+    agents = jax.vmap(IPD.f)(jax.vmap(partial(exact_best_response, IPD, agent=0))(sure))[:, 0]
     statement = "who cooperates or defects unconditionally makes the best response defect, and gets -3 or -2"
     numbers = "{:.3f} or {:.3f}".format(*agents)
     yield "5.2", statement, "those returns, to .001", numbers, np.allclose(agents, (-3, -2), atol=1e-3)
@@ -927,10 +925,10 @@ def contestants(game: Game, runs: dict[str, Results], play: Protocol) -> dict[st
     }
     for name, results in runs.items():
         script = name.split("-")[0]
-        config, models = load_models(script, results, game)
         if script == "maml":
-            everyone[name] = Contestant(learner, models.step_size, starts=models.policy)
+            everyone[name] = Contestant(learner, results["params/step_size"], starts=results["params/policy"])
         else:
+            config, models = load_models(script, results, game)
             rule = dict(cola=follow_cola, meva=follow_meva, mfos=draw_policy)[script]
             everyone[name] = Contestant(partial(rule, config), models, play.gamma * (script == "meva"))
     for name, signs in FIXED.items():
@@ -1008,14 +1006,14 @@ def standard_errors(results: Results) -> np.ndarray:
     return errors
 
 
-def symmetric_equilibria(payoffs: np.ndarray, most: int = 5) -> list[np.ndarray]:
+def symmetric_equilibria(payoffs: np.ndarray) -> list[np.ndarray]:
     """Mixtures p, (A,), that are best replies to themselves in a symmetric game, payoffs (A, A) of the row.
 
-    By enumeration of supports of so many at most: within one, all are worth the same against p, and nothing outside it
+    By enumeration of supports of five at most: within one, all are worth the same against p, and nothing outside it
     is worth more. Of supports on which that leaves p open, as where strategies are alike, none is found.
     """
-    found, names, sizes = [], range(len(payoffs)), range(1, most + 1)
-    for support in itertools.chain.from_iterable(itertools.combinations(names, size) for size in sizes):
+    found = []
+    for support in (those for size in range(1, 6) for those in itertools.combinations(range(len(payoffs)), size)):
         size = len(support)
         system = np.block([[payoffs[np.ix_(support, support)], -np.ones((size, 1))], [np.ones(size), 0.0]])
         if np.linalg.matrix_rank(system) > size:
