@@ -1498,6 +1498,28 @@ def report(path: pathlib.Path, out: pathlib.Path) -> tuple[str, list[str]]:
     return text, lacking
 
 
+def work(args: argparse.Namespace) -> dict[str, list[str]]:
+    """Do what the command line asks for. Returns the names of missing runs, by what they are missing for."""
+    if args.table == "tournament":
+        return {args.table: tournament(GAMES[args.game or "ipd"], args.protocol or "paper", args.out)}
+    if args.table == "tit-for-tat":
+        search(args.out)
+        return {}
+    if args.table:
+        make, names = TABLES[args.table]
+        runs, sources, missing = find(names, args.out, exactly=True)
+        print(f"From {sources or 'no run'}; ± standard errors.\n\n{make(runs)}")
+        return {args.table: missing}
+    if args.report:
+        path = args.out / "results/paper/README.md"
+        text, missing = report(path, args.out)
+        SCRIPTS["naive"].write(path, lambda part: part.write_text(text, "utf-8"))
+        print(f"wrote {path}")
+        return {"the report": missing}
+    names = [args.figure] if args.figure else FIGURES
+    return {name: draw_figure(name, args.out, args.format or "png") for name in names}
+
+
 def main(argv=None):
     layout = dict(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser = argparse.ArgumentParser(description=__doc__, **layout)
@@ -1521,24 +1543,9 @@ def main(argv=None):
         parser.error(f"argument --protocol: takes --game {', '.join(TOURNAMENTS)} beside authors, not {args.game}")
     if not args.out.is_dir():
         parser.error(f"argument --out: takes a folder that is there, not {args.out}")
+    missing = {}
     try:
-        missing = {}  # the names of runs, by what they are missing for
-        if args.table == "tournament":
-            missing[args.table] = tournament(GAMES[args.game or "ipd"], args.protocol or "paper", args.out)
-        elif args.table == "tit-for-tat":
-            search(args.out)
-        elif args.table:
-            make, names = TABLES[args.table]
-            runs, sources, missing[args.table] = find(names, args.out, exactly=True)
-            print(f"From {sources or 'no run'}; ± standard errors.\n\n{make(runs)}")
-        elif args.report:
-            path = args.out / "results/paper/README.md"
-            text, missing["the report"] = report(path, args.out)
-            SCRIPTS["naive"].write(path, lambda part: part.write_text(text, "utf-8"))
-            print(f"wrote {path}")
-        else:
-            for name in [args.figure] if args.figure else FIGURES:
-                missing[name] = draw_figure(name, args.out, args.format or "png")
+        missing = work(args)
         for name in dict.fromkeys(sum(missing.values(), [])):  # each once
             waiting = ", ".join(what for what, names in missing.items() if name in names)
             print(f"missing for {waiting}: {command(name, args.out)}")
