@@ -83,14 +83,14 @@ SETTINGS = {
 RUNS = {f"{script}_{game}": Run(script, game, those[script]) for game, those in SETTINGS.items() for script in those}
 RUNS["hola3_logistic"] = Run("hola", "logistic", dict(order=3))
 
-NETWORKS = {  # of MeVa on the Logistic Game: the name of the run, what the table says, and what is changed
+VARIANTS = {  # of MeVa on the Logistic Game: the name of the run, what the table says, and what is changed
     "meva_logistic": ("no normalisation, tanh last", {}),
     "gelu_logistic": ("no normalisation, GELU last", dict(last_activation="gelu")),
     "norm_logistic": ("layer normalisation, tanh last", dict(layer_norm=True)),
     "text_logistic": ("layer normalisation, GELU last (App. D)", dict(layer_norm=True, last_activation="gelu")),
     "semi_gradient_logistic": ("no normalisation, tanh last, semi-gradient", dict(semi_gradient=True)),
 }
-RUNS |= {name: Run("meva", "logistic", GAMMAS | change) for name, (_, change) in NETWORKS.items()}
+RUNS |= {name: Run("meva", "logistic", GAMMAS | change) for name, (_, change) in VARIANTS.items()}
 RUNS["far_logistic"] = Run("meva", "logistic", GAMMAS | dict(eval_steps=2000))
 
 SHORT = dict(outer_steps=500, num_seeds=6, eval_gammas=(0.9, 0.95, 0.99))  # 500 of the paper's 2000 outer loops
@@ -1277,7 +1277,7 @@ def table_of_ablations(runs: dict[str, Results]) -> str:
         own, *others = [runs[name][key][at(runs[name], 0.99)].mean(1).T for key in PLAYS]  # (2, seed) each
         rows.append((label, pair(own[:1]), *map(pair, others), f"`{flags(change)}`" if change else ""))
     returns = table(("", "self-play", "agent : best response", "agent : naive learner", "switch"), rows)
-    rows = [(NETWORKS[name][0], *map(spread, runs[name]["basin_fraction"])) for name in filter(runs.get, NETWORKS)]
+    rows = [(VARIANTS[name][0], *map(spread, runs[name]["basin_fraction"])) for name in filter(runs.get, VARIANTS)]
     shares = table(("gamma", *map(str, GAMMAS["eval_gammas"])), rows)
     heading = f"The IPD at gamma = .99, `python meva.py --game ipd {flags(SHORT)}` and a switch:"
     return "\n\n".join([heading, returns, "The Logistic Game, the share that ends with x_1, x_2 > 0:", shares])
@@ -1319,9 +1319,9 @@ def table_of_ends(runs: dict[str, Results]) -> str:
         ends = [results["endpoints"][at(results, gamma)] for results in (near, far)]  # (seed, 29, 29, 2) each
         shares = [(np.abs(x - B) < RADIUS).all(-1).mean((1, 2)) for x in ends]
         lost = [logistic_returns(np.array([B, B]))[0] - logistic_returns(x).mean((1, 2, 3)) for x in ends]
-        best = np.array([[np.interp(0, -slope, line) for slope in each] for each in both])  # (2, seed), where it is 0
+        tops = np.array([[np.interp(0, -slope, line) for slope in each] for each in both])  # (2, seed), where it is 0
         cells = map(spread, [near["basin_fraction"][at(near, gamma)], *shares, *lost])
-        rows.append((f"{gamma:g}", *cells, *(spread(x, digits=2) for x in best)))
+        rows.append((f"{gamma:g}", *cells, *(spread(x, digits=2) for x in tops)))
     heading = ("gamma", "in B's quadrant", "within .5 of B", "after 2000 steps", "return lost to B", "after 2000 steps",
                "the model's best x", "the true one's")  # fmt: skip
     return table(heading, rows)
@@ -1454,7 +1454,7 @@ FIGURES = {  # how each is drawn, and from which runs
 }
 TABLES = {
     "paper": (table_of_claims, dict.fromkeys(name for names, _ in CLAIMS for name in names)),
-    "ablations": (table_of_ablations, (*ABLATIONS, *NETWORKS)),
+    "ablations": (table_of_ablations, (*ABLATIONS, *VARIANTS)),
     "ends": (table_of_ends, ("meva_logistic", "far_logistic")),
     "returns": (table_of_returns, ("naive_ipd", "lola_ipd", "hola_ipd", "cola_ipd", "meva_ipd", "meva_imp")),
     "networks": (table_of_networks, OF_KINDS.values()),
