@@ -34,22 +34,29 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from games import GAMES, Game, exact_best_response, follow, game_of, iterated_returns, joint_payoffs
+from games import GAMES, Game, exact_best_response, follow, game_of, iterated_returns, joint_payoffs, make_game
 from games import simultaneous_gradient, state_distribution
 
-COLORS = {"naive": "tab:gray", "lola": "tab:orange", "hola": "tab:green", "cola": "tab:purple", "maml": "tab:red"}
-COLORS |= {"sos": "tab:brown", "pola": "tab:olive", "mfos": "tab:pink", "meva": "tab:blue"}
 TITLES = {"naive": "naive", "lola": "LOLA", "hola": "HOLA(2)", "cola": "COLA", "maml": "M-MAML", "sos": "SOS"}
 TITLES |= {"pola": "POLA", "mfos": "M-FOS", "meva": "MeVa"}
-SYMBOLS = {**dict.fromkeys(("lola", "hola", "cola", "sos", "pola"), r"$\alpha$"), "meva": r"$\gamma$"}  # what is swept
+SCRIPTS = {name: importlib.import_module(name) for name in TITLES}
+COLORS = {name: script.COLOR for name, script in SCRIPTS.items()}
+SYMBOLS = {name: script.SYMBOL for name, script in SCRIPTS.items() if script.SWEEP != "lr"}  # of what is swept
 PLAYS = {  # what is played, and who the second player is
     "self_play": ("self-play", "other agent"),
     "best_response": ("against a best response", "best response"),
     "versus_naive": ("with a naive learner", "naive learner"),
 }
-SCRIPTS = {name: importlib.import_module(name) for name in COLORS}
+RETURNS = {  # all that is played, and what tables say
+    "self_play": "self-play",
+    "best_response": "best response",
+    "exact_best_response": "exact best response",
+    "versus_naive": "naive learner",
+}
+BESIDE = [f"agent : {other}" for other in list(RETURNS.values())[1:]]
+POLICIES = ("policies", "response_policies", "versus_naive_policies")
 A, B = -5.0307, 5.0307  # the Logistic Game's stable fixed points, (A, A) and (B, B)
-LOGISTIC, IPD = GAMES["logistic"].f, GAMES["ipd"].f
+LOGISTIC, IPD = GAMES["logistic"], GAMES["ipd"]
 
 
 # The runs
@@ -64,12 +71,28 @@ class Run(NamedTuple):
     quick: bool = False
 
 
-def of_kind(name: str, kind: str) -> str:
-    """The name of a run on the IPD between policies of this kind."""
-    return f"{name}_{game_of(dict(game='ipd', policy=kind)).name}"
+EIGHT = dict(num_seeds=8)
+GAMMAS = EIGHT | dict(eval_gammas=(0, 0.5, 0.8, 0.85, 0.87, 0.89, 0.9, 0.91, 0.92, 0.95, 0.99))
+HILLS = EIGHT | dict(eval_gammas=(0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995))
+SETTINGS = {
+    "logistic": dict(naive={}, lola={}, hola=dict(order=2), cola=EIGHT, meva=GAMMAS),
+    "ipd": dict(naive=EIGHT, lola=EIGHT, hola=dict(order=2), cola=dict(num_seeds=2), meva=EIGHT),
+    "imp": dict(meva={}),
+    "two_hills": dict(naive={}, lola={}, hola=dict(order=2), cola=EIGHT, meva=HILLS),
+}
+RUNS = {f"{script}_{game}": Run(script, game, those[script]) for game, those in SETTINGS.items() for script in those}
+RUNS["hola3_logistic"] = Run("hola", "logistic", dict(order=3))
 
+VARIANTS = {  # of MeVa on the Logistic Game: the name of the run, what the table says, and what is changed
+    "meva_logistic": ("no normalisation, tanh last", {}),
+    "gelu_logistic": ("no normalisation, GELU last", dict(last_activation="gelu")),
+    "norm_logistic": ("layer normalisation, tanh last", dict(layer_norm=True)),
+    "text_logistic": ("layer normalisation, GELU last (App. D)", dict(layer_norm=True, last_activation="gelu")),
+    "semi_gradient_logistic": ("no normalisation, tanh last, semi-gradient", dict(semi_gradient=True)),
+}
+RUNS |= {name: Run("meva", "logistic", GAMMAS | change) for name, (_, change) in VARIANTS.items()}
+RUNS["far_logistic"] = Run("meva", "logistic", GAMMAS | dict(eval_steps=2000))
 
-GAMMAS = dict(num_seeds=8, eval_gammas=(0, 0.5, 0.8, 0.85, 0.87, 0.89, 0.9, 0.91, 0.92, 0.95, 0.99))
 SHORT = dict(outer_steps=500, num_seeds=6, eval_gammas=(0.9, 0.95, 0.99))  # 500 of the paper's 2000 outer loops
 ABLATIONS = {  # the name of the run, what figure and table say, and what is changed
     "all_techniques": ("all techniques", {}),
@@ -81,124 +104,58 @@ ABLATIONS = {  # the name of the run, what figure and table say, and what is cha
     "fixed_gamma": (r"fixed $\gamma$ = .99", dict(fixed_gamma=0.99)),
     "form_v": ("form V", dict(form="V")),
 }
-EIGHT = dict(num_seeds=8)
-HILLS = dict(num_seeds=8, eval_gammas=(0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995))
-SETTINGS = {
-    "logistic": dict(naive={}, lola={}, hola=dict(order=2), cola=EIGHT, meva=GAMMAS),
-    "ipd": dict(naive=EIGHT, lola=EIGHT, hola=dict(order=2), cola=dict(num_seeds=2), meva=EIGHT),
-    "imp": dict(meva={}),
-    "two_hills": dict(naive={}, lola={}, hola=dict(order=2), cola=EIGHT, meva=HILLS),
-}
-RUNS = {f"{script}_{game}": Run(script, game, those[script]) for game, those in SETTINGS.items() for script in those}
-RUNS["hola3_logistic"] = Run("hola", "logistic", dict(order=3))
-NETWORKS = {  # of MeVa on the Logistic Game: the name of the run, what table and figure say, and what is changed
-    "meva_logistic": ("no normalisation, tanh last", {}),
-    "gelu_logistic": ("no normalisation, GELU last", dict(last_activation="gelu")),
-    "norm_logistic": ("layer normalisation, tanh last", dict(layer_norm=True)),
-    "text_logistic": ("layer normalisation, GELU last (App. D)", dict(layer_norm=True, last_activation="gelu")),
-    "semi_gradient_logistic": ("no normalisation, tanh last, semi-gradient", dict(semi_gradient=True)),
-}
-RUNS |= {name: Run("meva", "logistic", GAMMAS | change) for name, (_, change) in NETWORKS.items()}
-RUNS["far_logistic"] = Run("meva", "logistic", GAMMAS | dict(eval_steps=2000))
 RUNS |= {name: Run("meva", "ipd", SHORT | change) for name, (_, change) in ABLATIONS.items()}
 RUNS["short_two_hills"] = Run("meva", "two_hills", HILLS | dict(lr=1))  # short steps
 
-KINDS = ("tabular", "preconditioned", "mlp")  # of policies
+# The rules of the figure of policies of each kind, and what it says.
+RULES = {"naive": "naive", "grid": "LOLA", "small": "LOLA, lr / 10", "hola": "HOLA(2)", "cola": "COLA", "meva": "MeVa"}
+KINDS = {kind: make_game("ipd", policy=kind) for kind in ("tabular", "preconditioned", "mlp")}
+OF_KINDS = {(kind, name): f"{name}_{game.name}" for kind, game in KINDS.items() for name in RULES}
 GRID = dict(num_seeds=2, alpha=(0, 0.1, 0.3, 1, 2, 3, 5, 10, 20, 30, 50, 70, 100))
-RULES = {  # on the IPD between policies of each kind: the name of the run but for game and kind, and what figures say
-    "naive": "naive",
-    "grid": "LOLA",
-    "small": "LOLA, lr / 10",
-    "hola": "HOLA(2)",
-    "cola": "COLA",
-    "meva": "MeVa",
-}
+for kind, game in KINDS.items():
+    grids = dict(grid=GRID, small=GRID | dict(lr=game.lr / 10, eval_steps=5000, eval_pairs=64))
+    own = dict(naive={}, hola=dict(order=2), cola=dict(num_seeds=4), meva=EIGHT) | grids
+    for name, settings in own.items():
+        run = Run("lola" if name in grids else name, "ipd", dict(policy=kind) | settings)
+        RUNS.setdefault(OF_KINDS[kind, name], run)  # those above stay what they are
 
-
-def runs_of_kind(kind: str) -> dict[str, Run]:
-    """Those of `RULES` between policies of this kind; tables have some of them above."""
-    step, tables = game_of(dict(game="ipd", policy=kind)).lr, kind == "tabular"
-    made = {} if tables else dict(naive={}, hola=dict(order=2), cola=dict(num_seeds=4), meva=EIGHT)
-    made |= dict(grid=GRID, small=GRID | dict(lr=step / 10, eval_steps=5000, eval_pairs=64))
-    scripts = dict(grid="lola", small="lola")
-    return {of_kind(name, kind): Run(scripts.get(name, name), "ipd", dict(policy=kind) | settings)
-            for name, settings in made.items()}  # fmt: skip
-
-
-for kind in KINDS:
-    RUNS |= runs_of_kind(kind)
 PROBES = {(count, seed): f"probes{count}_{seed}_ipd" for count in (1, 2, 4, 8, 21) for seed in range(3)}
 for (count, seed), name in PROBES.items():
     RUNS[name] = Run("meva", "ipd", dict(memory=2, probes=count, seed=seed, eval_gammas=(0.95,)), quick=True)
-EPISODES = (128, 512, 2048, 4096)
+
 SAMPLED = dict(lola=10, meva=0.95)  # who learns from samples on the IPD, and at which alpha or gamma
-
-
-def of_samples(script: str, episodes: int, baseline: bool = True) -> str:
-    """The name of a small run whose learners have so many episodes, or at 0 the exact returns."""
-    return f"{script}_{f'episodes{episodes}' if episodes else 'exact'}{'' if baseline else '_no_baseline'}_ipd"
-
-
-def runs_of_samples(script: str) -> dict[str, Run]:
-    """Those on the IPD; MeVa's of a single seed where an estimate takes longest."""
-    runs = {}
-    for episodes, baseline in [(0, True), *itertools.product(EPISODES, (True, False))]:
-        seeds = 1 if episodes >= 2048 and not baseline else 3
-        settings = dict(lola=dict(alpha=(10,)), meva=dict(batch_size=4, num_seeds=seeds))[script]
+EPISODES = (128, 512, 2048, 4096)
+SAMPLES = {}  # the name of the run by script, episodes for each estimate (0: exact returns), and is there a baseline
+for script, episodes in itertools.product(SAMPLED, (0, *EPISODES)):
+    for baseline in (True, False) if episodes else (True,):
+        seeds = 1 if episodes >= 2048 and not baseline else 3  # a single one where an estimate takes longest
+        settings = dict(alpha=(10,)) if script == "lola" else dict(batch_size=4, num_seeds=seeds)
         settings |= dict(episodes=episodes, episode_length=50) if episodes else {}
         settings |= {} if baseline else dict(baseline=False)
-        runs[of_samples(script, episodes, baseline)] = Run(script, "ipd", settings, quick=True)
-    return runs
+        words = (f"_episodes{episodes}" if episodes else "_exact") + "_no_baseline" * (not baseline)
+        SAMPLES[script, episodes, baseline] = f"{script}{words}_ipd"
+        RUNS[f"{script}{words}_ipd"] = Run(script, "ipd", settings, quick=True)
 
-
-SAMPLES = [name for script in SAMPLED for name in runs_of_samples(script)]
-for script in SAMPLED:
-    RUNS |= runs_of_samples(script)
-
-TOURNAMENTS = ("ipd", "imp", "chicken")  # those of the authors
+TOURNAMENTS = {"ipd": 25.0, "imp": 25.0, "chicken": 1.0}  # those of the authors, and their step sizes
 TRAINED = {"cola": {}, "maml": {}, "meva": {}, "meva-naive": dict(opponent="naive"), "meva-lola": dict(opponent="lola")}
 TRAINED |= {"mfos": {}, "mfos-lola": dict(opponent="lola"), "mfos-self": dict(opponent="self")}
-
 PROTOCOLS = {"paper": "paper's", "authors": "authors'"}
-
-
-class Protocol(NamedTuple):
-    """How a tournament is played."""
-
-    lr: float  # step size of the policies
-    alpha: float  # look-ahead step of LOLA, HOLA, SOS, POLA and COLA
-    gamma: float  # meta-discount of MeVa
-    steps: int  # that policies are followed for
-
-
-def protocol_of(game: str, name: str) -> Protocol:
-    """The settings of this repository ("paper"), or those of the authors' tournament."""
-    step = 1.0 if game == "chicken" else 25.0
-    theirs, ours = (step, step, 0.95, 300), (GAMES[game].lr, GAMES[game].alphas[:5][-1], 0.95, 500)
-    return Protocol(*(theirs if name == "authors" else ours))
-
-
-def runs_of_the_tournament(name: str, game: str) -> dict[str, Run]:
-    """Those that train a contestant for this game, by the settings of this repository and by the authors'."""
-    script, change, step = name.split("-")[0], TRAINED[name], protocol_of(game, "authors").lr
-    count = 2 if script == "mfos" else 8 if game == "ipd" else 4
-    ours = change | dict(num_seeds=count) | (dict(lr=GAMES[game].lr, alpha=GAMES[game].lr) if script == "mfos" else {})
+for (name, change), (game, step) in itertools.product(TRAINED.items(), TOURNAMENTS.items()):
+    script = name.split("-")[0]
+    small, count = script == "mfos", 2 if script == "mfos" else 8 if game == "ipd" else 4
+    ours = change | dict(num_seeds=count) | (dict(lr=GAMES[game].lr, alpha=GAMES[game].lr) if small else {})
     theirs = {
-        "cola": dict(num_seeds=count, alpha_max=step, eval_alphas=(step,)),
+        "cola": dict(alpha_max=step, eval_alphas=(step,)),
         "maml": dict(num_seeds=8, model_lr=0.1),
-        "mfos": dict(num_seeds=count, alpha=step, **change),
+        "mfos": dict(alpha=step),
         "meva": dict(
-            num_seeds=count, alpha=step, variant="taylor-stop", hidden=128, blocks=0, quantiles=64, model_lr=1e-3,
-            outer_steps=1001, normalized_step=True, eval_gammas=(0.95,), **change,
+            alpha=step, variant="taylor-stop", hidden=128, blocks=0, quantiles=64, model_lr=1e-3, outer_steps=1001,
+            normalized_step=True, eval_gammas=(0.95,),
         ),
     }[script]  # fmt: skip
-    small = script == "mfos"
-    authors = Run(script, game, dict(lr=step, eval_steps=300) | theirs, small)
-    return {f"{name}_{game}": Run(script, game, ours, small), f"authors/{name}_{game}": authors}
-
-
-for pair in itertools.product(TRAINED, TOURNAMENTS):
-    RUNS = RUNS | runs_of_the_tournament(*pair) | RUNS  # those above stay what they are
+    theirs = dict(lr=step, eval_steps=300, num_seeds=count) | theirs | change
+    RUNS.setdefault(f"{name}_{game}", Run(script, game, ours, small))
+    RUNS[f"authors/{name}_{game}"] = Run(script, game, theirs, small)
 RUNS |= {f"tournament_{game}": Run("plots", game, dict(table="tournament", protocol="authors")) for game in TOURNAMENTS}
 DEVICES = dict(naive=(2,), lola=(1, 10, 30, 100), hola=(1, 5, 10, 100), meva=(0, 0.9, 0.95, 0.99))  # the settings shown
 RUNS |= {f"{script}_gpu_ipd": Run(script, "ipd", SETTINGS["ipd"][script]) for script in ("meva", "hola")}
@@ -209,10 +166,40 @@ RUNS |= {f"mfos-{name}_4096_ipd": Run("mfos", "ipd", dict(num_seeds=2, opponent=
 MFOS = [name for name in RUNS if name.startswith("mfos") and name.endswith("_4096_ipd")] + ["mfos_1024_ipd"]
 MFOS += [f"authors/{name}_ipd" for name in TRAINED if name.startswith("mfos")]
 RUNS["tit-for-tat_contribution"] = Run("plots", "contribution", dict(table="tit-for-tat"))
-RUNS |= {f"games/{script}_{game}": Run(script, game, quick=True) for game in GAMES for script in TITLES}
+RUNS |= {f"games/{script}_{game}": Run(script, game, quick=True) for game in GAMES for script in SCRIPTS}
 
-RETURNS = ("self_play", "best_response", "exact_best_response", "versus_naive")
-POLICIES = ("policies", "response_policies", "versus_naive_policies")
+
+def flags(settings: dict) -> str:
+    """Settings as a command line has them."""
+    words = []
+    for name, value in settings.items():
+        values = value if isinstance(value, tuple) else (value,)
+        words += [f"--{'no-' * (value is False)}{name.replace('_', '-')}"]
+        words += [str(value) for value in values if not isinstance(value, bool)]
+    return " ".join(words)
+
+
+def paths_of(name: str, out: pathlib.Path) -> list[pathlib.Path]:
+    """Where a run's results may be: what its command writes, and the copy that is kept in results/paper/."""
+    script, game, settings, quick = RUNS[name]  # one whose files would replace another's has a folder of its own
+    stem = settings.get("table", script) + (f"-{settings['opponent']}" if "opponent" in settings else "")
+    stem += f"_{game_of(settings | {'game': game}).name}"
+    folder = out if name in (stem, f"games/{stem}") else out / "results/variants" / name
+    return [folder / f"results/{stem}.npz", out / f"results/paper/{name}.npz"]
+
+
+def command(name: str, out: pathlib.Path = pathlib.Path(".")) -> str:
+    """The command that makes a run."""
+    script, game, settings, quick = RUNS[name]
+    folder = paths_of(name, out)[0].parents[1]
+    words = [f"python {script}.py --game {game}", flags(settings)]
+    words += ["--quick"] * quick + [f"--out {shlex.quote(str(folder))}"] * (folder != pathlib.Path("."))
+    return " ".join(filter(None, words))
+
+
+# Their results
+
+
 SHAPES = {  # of the arrays that are read: S settings, N seeds, T steps and the start, n numbers of a policy
     **dict.fromkeys(RETURNS, ("S", "N", None, 2)),
     **dict.fromkeys(POLICIES, ("S", "N", None, 2, "n")),
@@ -244,60 +231,30 @@ class Results(dict):
         raise Broken(f"{self['path']} has no {name}")
 
 
-def flags(settings: dict) -> str:
-    """Settings as a command line has them."""
-    words = []
-    for name, value in settings.items():
-        values = value if isinstance(value, tuple) else (value,)
-        words += [f"--{'no-' * (value is False)}{name.replace('_', '-')}"]
-        words += [str(value) for value in values if not isinstance(value, bool)]
-    return " ".join(words)
-
-
-def paths_of(name: str, out: pathlib.Path) -> list[pathlib.Path]:
-    """Where a run's results may be: what its command writes, and the copy that is kept in results/paper/."""
-    script, game, settings, quick = RUNS[name]  # one whose files would replace another's has a folder of its own
-    stem = settings.get("table", script) + "".join(f"-{settings[key]}" for key in ("opponent",) if key in settings)
-    stem += f"_{game_of(settings | {'game': game}).name}"
-    folder = out if name in (stem, f"games/{stem}") else out / "results/variants" / name
-    return [folder / f"results/{stem}.npz", out / f"results/paper/{name}.npz"]
-
-
-def command(name: str, out: pathlib.Path = pathlib.Path(".")) -> str:
-    """The command that makes a run."""
-    script, game, settings, quick = RUNS[name]
-    folder = paths_of(name, out)[0].parents[1]
-    words = [f"python {script}.py --game {game}", flags(settings)]
-    words += ["--quick"] * quick + [f"--out {shlex.quote(str(folder))}"] * (folder != pathlib.Path("."))
-    return " ".join(filter(None, words))
-
-
 def load(path: pathlib.Path, run: Run) -> Results:
     """The results of this run, each array in the shape that it should have. Raises Broken."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            config = json.loads(str(file["config"]))
-            game = game_of(run.settings | {"game": run.game})
-            arrays = {name: file[name] for name in file.files if name.removesuffix("_2") in SHAPES}
-            rest = {name: file[name] for name in file.files if name.startswith("params/") or name == "names"}
-        if config["game"] != run.game or run.script != "plots" and game_of(config).name != game.name:
+            arrays = dict(file)
+        config = json.loads(str(arrays["config"]))
+        game, of_plots = game_of(run.settings | {"game": run.game}), run.script == "plots"
+        if game_of(config).name != game.name:
             raise ValueError(f"it is one on {game_of(config).name}")
-        sizes = dict(n=len(game.labels), A=rest.get("names", np.empty(0)).size)
-        if run.script != "plots":
+        sizes = dict(n=len(game.labels), A=np.size(arrays.get("names")))
+        if not of_plots:
             sizes |= dict(S=arrays["sweep"].size, N=config["num_seeds"], T=config["eval_steps"] + 1)
-        for name, array in arrays.items():
-            shape = [sizes.get(size, size) for size in SHAPES[name.removesuffix("_2")]]
-            fits = array.ndim == len(shape) and all(size in (None, had) for size, had in zip(shape, array.shape))
-            if array.dtype.kind not in "fu" or not array.size or not fits:
-                raise ValueError(f"{name} has {array.dtype} {array.shape}, not floats {tuple(shape)}")
-        protocol = PROTOCOLS[config["protocol"]] if run.script == "plots" else ""
+        for name in [name for name in arrays if name.removesuffix("_2") in SHAPES]:
+            had, shape = arrays[name].shape, [sizes.get(size, size) for size in SHAPES[name.removesuffix("_2")]]
+            fits = len(had) == len(shape) and all(size in (None, one) for size, one in zip(shape, had))
+            if arrays[name].dtype.kind not in "fu" or 0 in had or not fits:
+                raise ValueError(f"{name} has {arrays[name].dtype} {had}, not floats {tuple(shape)}")
+        made = f"{PROTOCOLS[config['protocol']]} protocol" if of_plots else f"{config['num_seeds']} seeds"
     except Exception as error:  # a damaged file can raise nearly all there are
         words = f"{path} is not the results of a run on {run.game} ({type(error).__name__}: {error})"
         raise Broken(" ".join(words.split())) from None
-    size = f" ({protocol} protocol" if protocol else f" ({config['num_seeds']} seeds"
-    loops = f" of {config['outer_steps']} outer loops" if "outer_steps" in config else ""
-    source = f"small runs in {path.parent}" if run.quick else f"{path}{size}{loops})"
-    return Results(arrays | rest, config=config, path=path, source=source)
+    made += f" of {config['outer_steps']} outer loops" if "outer_steps" in config else ""
+    source = f"small runs in {path.parent}" if run.quick else f"{path} ({made})"
+    return Results(arrays | dict(config=config, path=path, source=source))
 
 
 def find(names, out: pathlib.Path, exactly=False, own=True) -> tuple[dict[str, Results], str, list[str]]:
@@ -342,19 +299,9 @@ def standard_error(samples: np.ndarray) -> float:
     return samples.std(ddof=1) / len(samples) ** 0.5 if len(samples) > 1 else np.nan
 
 
-def share_at_b(results: Results, setting: float) -> np.ndarray:
-    """Share of the grid that ends with both coordinates above 0, B's quadrant, (seed,)."""
-    return results["basin_fraction"][at(results, setting)]
-
-
-def mean_returns(results: Results, key: str, setting: float) -> np.ndarray:
-    """Returns, the agent's first, means over policy pairs, (2, seed)."""
-    return results[key][at(results, setting)].mean(1).T
-
-
 def logistic_returns(x: np.ndarray) -> np.ndarray:
     """Returns on the Logistic Game at joint policies (..., 2) -> (..., 2)."""
-    return np.asarray(jax.vmap(LOGISTIC)(x.reshape(-1, 2, 1))).reshape(x.shape)
+    return np.asarray(jax.vmap(LOGISTIC.f)(x.reshape(-1, 2, 1))).reshape(x.shape)
 
 
 # The figures. Each function draws on an empty figure from the results of its runs, by name.
@@ -469,24 +416,24 @@ def draw_networks(figure: Figure, runs: dict):
     to the 95th percentile of the policy pairs.
     """
     figure.set_size_inches(WIDTH, 5.6)
-    plays_of = {"self_play": "self-play", "exact_best_response": "exact best response", "versus_naive": "naive learner"}
+    keys = ("self_play", "exact_best_response", "versus_naive")
     for axes, kind in zip(figure.subplots(3, 3, sharey=True).T, KINDS):
         labels = []
         for column, (name, label) in enumerate(RULES.items()):
-            results = runs[of_kind(name, kind)]
-            script, i = RUNS[of_kind(name, kind)].script, best(results)
+            run = OF_KINDS[kind, name]
+            results, script, i = runs[run], RUNS[run].script, best(runs[run])
             labels.append(f"{label}\n{SYMBOLS[script]} = {results['sweep'][i]:g}" if script in SYMBOLS else label)
-            for axis, key in zip(axes, plays_of):
+            for axis, key in zip(axes, keys):
                 agents = results[key][i][..., 0]  # (seed, pair)
                 axis.vlines(column, *np.percentile(agents, (5, 95)), color="lightgray", linewidth=4)
                 where = column + np.linspace(-0.25, 0.25, len(agents) + 2)[1:-1]
                 axis.plot(where, agents.mean(1), ".", color=COLORS[script], markersize=4)
                 axis.hlines(agents.mean(), column - 0.35, column + 0.35, color="black")
-        for axis, heading in zip(axes, plays_of.values()):
-            axis.set(title=f"{kind}: {heading}", ylim=(-3.05, -0.4))
+        for axis, key in zip(axes, keys):
+            axis.set(title=f"{kind}: {RETURNS[key]}", ylim=(-3.05, -0.4))
             axis.set_xticks(range(len(labels)), labels, rotation=60)
             axis.label_outer()
-        if kind == KINDS[0]:
+        if kind == "tabular":
             axes[1].set_ylabel("agent's expected return per round")
 
 
@@ -571,8 +518,7 @@ def draw_ablations(figure: Figure, runs: dict):
     *axes, right = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.2))
     rows = np.arange(len(ABLATIONS))[::-1]
     for axis, (key, (heading, _)) in zip(axes, PLAYS.items()):
-        returns = [runs[name][key][at(runs[name], 0.99, exactly=False)] for name in ABLATIONS]  # (seed, pair, 2) each
-        agents = [samples.mean(1)[:, 0] for samples in returns]
+        agents = [runs[name][key][at(runs[name], 0.99, exactly=False), ..., 0].mean(1) for name in ABLATIONS]
         for row, agent in zip(rows, agents):
             axis.plot(agent, np.full(len(agent), row), ".", color=COLORS["meva"], markersize=3, alpha=0.6)
             axis.errorbar(agent.mean(), row, xerr=standard_error(agent), fmt="|", color="black", capsize=2)
@@ -593,6 +539,37 @@ def draw_ablations(figure: Figure, runs: dict):
     figure.suptitle(rf"IPD, $\gamma$ = .99: {loops} outer loops, {seeds} seeds", fontsize=7)
 
 
+def draw_samples(figure: Figure, runs: dict):
+    """The agent's returns on the IPD by the episodes of an estimate: points are seeds, and a line goes by their mean.
+
+    It leaves out those with fewer seeds than exact returns have. LOLA follows estimates; MeVa is trained on them, and
+    evaluated with exact gradients.
+    """
+    figure.set_size_inches(WIDTH, 4)
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    for axes, (script, setting) in zip(panels, SAMPLED.items()):
+        exact = runs[SAMPLES[script, 0, True]]
+        count = exact["config"]["num_seeds"]
+        for axis, (key, label) in zip(axes, list(PLAYS.items())[:2]):
+            for baseline, marker in ((True, "o-"), (False, "s--")):
+                color, means = COLORS[script] if baseline else "black", []
+                for episodes in EPISODES:
+                    results = runs[SAMPLES[script, episodes, baseline]]
+                    agents = results[key][at(results, setting)][..., 0].mean(1)  # (seed,)
+                    axis.plot([episodes] * len(agents), agents, marker[0], color=color, markersize=2)
+                    means.append(agents.mean() if len(agents) == count else np.nan)
+                style = dict(color=color, fillstyle="none", label=f"with{'' if baseline else 'out'} baseline")
+                axis.plot(EPISODES, means, marker, markersize=4, **style)
+            axis.axhline(exact[key][at(exact, setting)][..., 0].mean(), color="gray", linestyle=":", label="exact")
+            axis.set(title=f"{TITLES[script]}, {SYMBOLS[script]} = {setting:g}: {label[0]}", xscale="log")
+            axis.set_xticks(EPISODES, EPISODES)
+            axis.minorticks_off()
+            axis.legend()
+        axes[0].set_ylabel("agent's expected return per round")
+    for axis in panels[1]:
+        axis.set_xlabel("episodes of 50 rounds for each estimate")
+
+
 # The paper's claims
 
 
@@ -606,10 +583,6 @@ def pair(returns: np.ndarray, digits: int = 3) -> str:
     """The agent's and the other's returns, (player, number)."""
     lost = (~np.isfinite(returns)).any(0).sum()
     return f"{lost} of {returns.shape[1]} diverged" if lost else " : ".join(spread(own, digits) for own in returns)
-
-
-def listed(results: Results, key: str, settings) -> str:
-    return "; ".join(f"{pair(mean_returns(results, key, setting))} at {setting:g}" for setting in settings)
 
 
 CLAIMS = []  # filled by `claims`, in the order of the text
@@ -631,14 +604,14 @@ def verdict(holds) -> str:
     return "yes" if true == count > 0 else f"in part ({true} of {count})" if true else "**no**"
 
 
-def series(settings, values, digits: int = 3) -> str:
+def series(settings, values) -> str:
     """Values, (number of settings, seed), by setting: mean and standard error over seeds."""
-    return ", ".join(f"{spread(np.ravel(value), digits)} at {setting:g}" for setting, value in zip(settings, values))
+    return ", ".join(f"{spread(np.ravel(value))} at {setting:g}" for setting, value in zip(settings, values))
 
 
 @claims()
 def the_games():
-    gradient = partial(simultaneous_gradient, LOGISTIC)
+    gradient = partial(simultaneous_gradient, LOGISTIC.f)
     points = np.array([[[A], [A]], [[B], [B]], [[0], [0]]], np.float32)  # (point, 2, 1)
     length = np.linalg.norm(jax.vmap(gradient)(points), axis=(1, 2))
     rates = np.linalg.eigvals(np.asarray(jax.vmap(jax.jacobian(gradient))(points)).reshape(-1, 2, 2)).real
@@ -656,10 +629,8 @@ def the_games():
     criterion = "B pays more than A, and each is the best reply to itself"
     yield "5.1", "both players prefer B, and cannot unilaterally go there", criterion, numbers, holds
 
-    bits = np.arange(32)[:, None] >> np.arange(5) & 1
-    sure = np.where(bits, 50, -50).astype(np.float32)  # all deterministic strategies
-    pairs = [np.stack([np.broadcast_to(agent, sure.shape), sure], 1) for agent in sure[[-1, 0]]]  # (32, 2, 5) each
-    agents = [returns[returns[:, 1].argmax(), 0] for returns in map(jax.vmap(IPD), pairs)]
+    sure = np.broadcast_to(np.float32([50, -50])[:, None, None], (2, 2, 5))  # all-C and all-D, with themselves
+    agents = jax.vmap(IPD.f)(jax.vmap(partial(exact_best_response, IPD, agent=0))(sure))[:, 0]
     statement = "who cooperates or defects unconditionally makes the best response defect, and gets -3 or -2"
     numbers = "{:.3f} or {:.3f}".format(*agents)
     yield "5.2", statement, "those returns, to .001", numbers, np.allclose(agents, (-3, -2), atol=1e-3)
@@ -782,8 +753,13 @@ def only_meva(*runs):
 
 def cooperation(policies: np.ndarray) -> np.ndarray:
     """Discounted share of the rounds in which each player of the IPD cooperates, (..., 2, 5) -> (..., 2)."""
-    shares = jax.vmap(lambda x: state_distribution(x, GAMES["ipd"].discount))(policies.reshape(-1, 2, 5))
+    shares = jax.vmap(lambda x: state_distribution(x, IPD.discount))(policies.reshape(-1, 2, 5))
     return np.asarray(shares @ np.array([[0, 0], [1, 0], [0, 1], [1, 1]])).reshape(policies.shape[:-1])
+
+
+def chances(results: Results, i: int) -> np.ndarray:
+    """How likely players of the IPD are to cooperate, first and after DD, CD, DC, CC, (5, seed)."""
+    return (1 / (1 + np.exp(-results["policies"][i].astype(float)))).mean((1, 2)).T
 
 
 RISES = "is larger at the last gamma than at 0, and never falls from one to the next by more than two standard errors"
@@ -821,7 +797,7 @@ def far_sighted(meva):
     cooperative = returns.mean(1) > -1.2
     criterion = "it cooperates in more than nine rounds of ten wherever self-play returns more than -1.2"
     policies = meva["policies"][cooperative]
-    exact = jax.vmap(partial(exact_best_response, GAMES["ipd"], agent=0))(policies.reshape(-1, 2, 5))
+    exact = jax.vmap(partial(exact_best_response, IPD, agent=0))(policies.reshape(-1, 2, 5))
     responses = meva["response_policies"][cooperative], np.asarray(exact).reshape(policies.shape)
     for statement, pairs in zip(("the best response is to cooperate", "(the exact best response)"), responses):
         rates = cooperation(pairs)[..., 1].mean(2)  # (S, seed)
@@ -834,10 +810,12 @@ def far_sighted(meva):
     yield "1", "our algorithm finds nonexploitable cooperation", criterion, numbers, kept > 0.95
 
     learner = cooperation(meva["versus_naive_policies"])[..., 1].mean(2)  # (S, seed)
-    agent, other = np.moveaxis(meva["versus_naive"].mean(2), -1, 0)
+    returns = meva["versus_naive"].mean(2)  # (S, seed, 2)
+    agent, other = np.moveaxis(returns, -1, 0)
     high = gammas >= 0.9 - 1e-6
+    words = "; ".join(f"{pair(both.T)} at {gamma:g}" for both, gamma in zip(returns[high], gammas[high]))
     criterion = "from gamma = .9 on the learner cooperates in most rounds, and gets less than the agent"
-    numbers = f"it cooperates {series(gammas, learner)}; agent : learner {listed(meva, 'versus_naive', gammas[high])}"
+    numbers = f"it cooperates {series(gammas, learner)}; agent : learner {words}"
     holds = [learner.mean(1)[high] > 0.5, agent.mean(1)[high] > other.mean(1)[high]]
     yield "5.2", "naive opponents are shaped into exploitable cooperation", criterion, numbers, holds
     criterion = f"the agent's mean return beside a naive learner {RISES}"
@@ -849,26 +827,25 @@ def far_sighted(meva):
     each = f"{spread(found)}; by model {', '.join(f'{share:.2f}' for share in np.sort(found))}"
     criterion = "more than half of the policies at gamma = .99 are nearest to tit-for-tat, in every model"
     yield "5", "MeVa in fact learns to play tit-for-tat", criterion, each, found > 0.5
-    chances = (1 / (1 + np.exp(-meva["policies"][i].astype(float)))).mean((1, 2))  # (seed, 5)
-    states = "first", "DD", "CD", "DC", "CC"
-    words = ", ".join(f"{spread(chance)} {state}" for state, chance in zip(states, chances.T))
+    by_state = dict(zip(("first", "DD", "CD", "DC", "CC"), chances(meva, i)))  # (seed,) each
+    words = ", ".join(f"{spread(chance)} {state}" for state, chance in by_state.items())
     criterion = "on having been defected against (CD) it cooperates less than half as often as after CC, in every model"
-    holds = chances[:, 2] < chances[:, 4] / 2
+    holds = by_state["CD"] < by_state["CC"] / 2
     yield "5", "and does not simply cooperate unconditionally", criterion, f"P(C) {words}", holds
 
 
 @claims("lola_ipd", "meva_ipd")
 def looking_farther(lola, meva):
-    curves = [[results[key].mean((1, 2))[:, 0] for key in PLAYS] for results in (lola, meva)]  # (play, S) each
     peaks, falls, words = [], [], []
-    for results, those in zip((lola, meva), curves):
-        peaks.append([curve.max() for curve in those])
-        falls.append([curve.max() - curve[-1] for curve in those])
+    for results in (lola, meva):
+        curves = np.array([results[key].mean((1, 2))[:, 0] for key in PLAYS])  # (play, S)
+        peaks.append(curves.max(1))
+        falls.append(curves.max(1) - curves[:, -1])
         words.append("; ".join(
             f"{heading} {curve.max():.3f} at {results['sweep'][curve.argmax()]:g}, {curve[-1]:.3f} at the end"
-            for (heading, _), curve in zip(PLAYS.values(), those)
+            for (heading, _), curve in zip(PLAYS.values(), curves)
         ))  # fmt: skip
-    (of_lola, of_meva), (lolas, mevas) = np.array(peaks), np.array(falls)
+    (of_lola, of_meva), (lolas, mevas) = peaks, falls
     criterion = "the agent's best mean returns are at most .1 below MeVa's, in each of the three plays"
     numbers = f"LOLA: {words[0]}"
     yield "5.2", "LOLA exhibits qualitatively the same results", criterion, numbers, of_lola > of_meva - 0.1
@@ -904,7 +881,6 @@ def a_single_objective(*runs):
 
 # The tournament: every learning rule beside every other
 
-
 FIXED = {  # the signs of their log-odds: init, DD, CD, DC, CC
     "all-C": (1, 1, 1, 1, 1),
     "all-D": (-1, -1, -1, -1, -1),
@@ -926,6 +902,22 @@ AUTHORS = {  # their returns on the IPD, row : column, as far as the columns' ar
 }
 
 
+class Protocol(NamedTuple):
+    """How a tournament is played."""
+
+    lr: float  # step size of the policies
+    alpha: float  # look-ahead step of LOLA, HOLA, SOS, POLA and COLA
+    gamma: float  # meta-discount of MeVa
+    steps: int  # that policies are followed for
+
+
+def protocol_of(game: str, name: str) -> Protocol:
+    """The settings of this repository ("paper"), or those of the authors' tournament."""
+    if name == "authors":
+        return Protocol(TOURNAMENTS[game], TOURNAMENTS[game], 0.95, 300)
+    return Protocol(GAMES[game].lr, GAMES[game].alphas[:5][-1], 0.95, 500)
+
+
 class Contestant(NamedTuple):
     """A learning rule and as many models of it as there are."""
 
@@ -937,7 +929,7 @@ class Contestant(NamedTuple):
 
 def contestants(game: Game, runs: dict[str, Results], play: Protocol) -> dict[str, Contestant]:
     """Those of the tournament on an iterated game, by name: rules, trained ones of which there are runs, policies."""
-    naive, lola, hola, sos, pola, cola, mfos = map(SCRIPTS.get, "naive lola hola sos pola cola mfos".split())
+    naive, lola, hola, sos, pola, cola, meva, mfos = map(SCRIPTS.get, "naive lola hola sos pola cola meva mfos".split())
 
     def learner(step_sizes, x, seat, *_):  # naive, with step sizes of its own
         return naive.naive_gradient(game.f, x)[seat] * step_sizes[seat] / play.lr
@@ -949,7 +941,13 @@ def contestants(game: Game, runs: dict[str, Results], play: Protocol) -> dict[st
         distance = partial(pola.divergence, game)
         return (pola.pola_step(f, x, alpha, 1 / play.lr, distance, steps=30, tolerance=1e-3) - x) / play.lr
 
-    def draw_policy(agents, x, seat, gammas, key):
+    def follow_cola(config, model, x, seat, *_):
+        return cola.cola_gradient(model, game, x, play.alpha)[seat]
+
+    def follow_meva(config, model, x, seat, gammas, key):
+        return meva.meva_gradient(model, game, x, np.float32(gammas), config, slice(seat, seat + 1))[seat]
+
+    def draw_policy(config, agents, x, seat, gammas, key):
         return (mfos.act(key, agents, game, x, seat)[1] - x[seat]) / play.lr
 
     everyone = {
@@ -960,28 +958,18 @@ def contestants(game: Game, runs: dict[str, Results], play: Protocol) -> dict[st
         "sos": look_ahead(sos.sos_gradient, scale=1 / (1 - game.discount)),
         "pola": look_ahead(proximal),
     }
-    if "cola" in runs:
-        rule = lambda model, x, seat, *_: cola.cola_gradient(model, game, x, play.alpha)[seat]
-        everyone["cola"] = Contestant(rule, load_models("cola", runs["cola"], game)[1])
-    if "maml" in runs:
-        policies, step_sizes = (runs["maml"][f"params/{name}"] for name in ("policy", "step_size"))
-        everyone["maml"] = Contestant(learner, step_sizes, starts=policies)
-    for name in TRAINED:
-        if name in runs and name.startswith("meva"):
-            config, models = load_models("meva", runs[name], game)
-            everyone[name] = Contestant(partial(follow_meva, game, config), models, play.gamma)
-        if name in runs and name.startswith("mfos"):
-            everyone[name] = Contestant(draw_policy, load_models("mfos", runs[name], game)[1])
+    for name, results in runs.items():
+        script = name.split("-")[0]
+        if script == "maml":
+            everyone[name] = Contestant(learner, results["params/step_size"], starts=results["params/policy"])
+        else:
+            config, models = load_models(script, results, game)
+            rule = dict(cola=follow_cola, meva=follow_meva, mfos=draw_policy)[script]
+            everyone[name] = Contestant(partial(rule, config), models, play.gamma * (script == "meva"))
     for name, signs in FIXED.items():
         policies = np.broadcast_to(30 * np.float32(signs), (1, 2, game.n))
         everyone[name] = Contestant(learner, np.zeros((1, 2), np.float32), starts=policies)
     return everyone
-
-
-def follow_meva(game: Game, config, model, x, seat: int, gammas, key):
-    """The rule of a player that follows a model of MeVa."""
-    players = slice(seat, seat + 1)
-    return SCRIPTS["meva"].meva_gradient(model, game, x, np.float32(gammas), config, players)[seat]
 
 
 @partial(jax.jit, static_argnames=("game", "rules", "gammas", "lr", "steps"))
@@ -1021,10 +1009,8 @@ def hold_tournament(game: Game, everyone: dict[str, Contestant], play: Protocol,
     for i, (name, row) in enumerate(everyone.items()):
         print(f"{i + 1:3d} / {len(everyone)}  {name} beside all", flush=True)
         for j, column in enumerate(everyone.values()):
-            static = dict(game=game, rules=(row.rule, column.rule), gammas=(row.gamma, column.gamma))
-            static |= dict(lr=play.lr, steps=play.steps)
-            those = dict(models=(row.models, column.models), own=(row.starts, column.starts))
-            ends, played = play_pair(**those, starts=starts, **static)
+            rules, models, gammas, own = zip(row, column)
+            ends, played = play_pair(game, rules, gammas, models, own, starts, lr=play.lr, steps=play.steps)
             states = jax.vmap(lambda x: state_distribution(x, game.discount))(ends)  # (trial, 4), DD, CD, DC, CC
             results["returns"][i, j] = jax.vmap(game.f)(ends)
             results["corner"][i, j] = np.where(states.max(1) > 0.5, 3 - states.argmax(1), 4)  # an index of CORNERS
@@ -1055,14 +1041,14 @@ def standard_errors(results: Results) -> np.ndarray:
     return errors
 
 
-def symmetric_equilibria(payoffs: np.ndarray, most: int = 5) -> list[np.ndarray]:
+def symmetric_equilibria(payoffs: np.ndarray) -> list[np.ndarray]:
     """Mixtures p, (A,), that are best replies to themselves in a symmetric game, payoffs (A, A) of the row.
 
-    By enumeration of supports of so many at most: within one, all are worth the same against p, and nothing outside it
+    By enumeration of supports of five at most: within one, all are worth the same against p, and nothing outside it
     is worth more. Of supports on which that leaves p open, as where strategies are alike, none is found.
     """
-    found, names, sizes = [], range(len(payoffs)), range(1, most + 1)
-    for support in itertools.chain.from_iterable(itertools.combinations(names, size) for size in sizes):
+    found = []
+    for support in (those for size in range(1, 6) for those in itertools.combinations(range(len(payoffs)), size)):
         size = len(support)
         system = np.block([[payoffs[np.ix_(support, support)], -np.ones((size, 1))], [np.ones(size), 0.0]])
         if np.linalg.matrix_rank(system) > size:
@@ -1090,15 +1076,13 @@ def equilibria(results: Results, most: int = 100) -> str:
 
     Those of the fewest contestants first, and of more than `most` their number.
     """
-    parts = []
-    for who, fixed in (("all", ()), ("those that learn", FIXED)):
-        payoffs = meta_game(results)
-        finite = np.isfinite(payoffs).all(0) & np.isfinite(payoffs).all(1)  # of those that did not diverge
-        there = [i for i, name in enumerate(results["names"]) if name not in fixed and finite[i]]
-        payoffs, names, words = payoffs[np.ix_(there, there)], results["names"][there], []
-        for p in symmetric_equilibria(payoffs):
-            mixture = " + ".join(f"{weight:.2g} {name}" for weight, name in zip(p, names) if weight)
-            words.append(f"{mixture.removeprefix('1 ')} (return {p @ payoffs @ p:.3f})")
+    payoffs, names, parts = meta_game(results), results["names"], []
+    finite = np.isfinite(payoffs).all(0) & np.isfinite(payoffs).all(1)  # those that did not diverge
+    for who, those in (("all", finite), ("those that learn", finite & ~np.isin(names, list(FIXED)))):
+        among, words = payoffs[np.ix_(those, those)], []
+        for p in symmetric_equilibria(among):
+            mixture = " + ".join(f"{weight:.2g} {name}" for weight, name in zip(p, names[those]) if weight)
+            words.append(f"{mixture.removeprefix('1 ')} (return {p @ among @ p:.3f})")
         words[most:] = [f"{len(words) - most} more"] * (len(words) > most)
         parts.append(f"among {who}: {'; or '.join(words) or 'none'}")
     return "; ".join(parts)
@@ -1157,6 +1141,63 @@ def draw_tournament(figure: Figure, runs: dict):
     words = textwrap.fill(f"Symmetric equilibria {equilibria(results, most=3)}", 200)
     protocol = PROTOCOLS[results["config"]["protocol"]]
     figure.suptitle(f"Tournament on {results['config']['game']}, {protocol} protocol.\n{words}", fontsize=7)
+
+
+def table_of_tournaments(runs: dict[str, Results]) -> str:
+    """Returns, medians, corners, best replies and equilibria, and the authors' cells beside ours."""
+    parts = []
+    for results in runs.values():
+        names, game, protocol = list(results["names"]), *map(results["config"].get, ("game", "protocol"))
+        errors, means, medians = standard_errors(results), results["returns"].mean(2), np.median(results["returns"], 2)
+        corners = np.stack([(results["corner"] == corner).mean(2) for corner in range(4)], -1)
+
+        heading = f"`{game}`, {PROTOCOLS[protocol]} protocol: mean return of the row, player 1, beside the column, "
+        ends = f"Percent of the trials that end in {', '.join([*CORNERS][:4])} "
+        ends += "(more than half of the rounds, discounted):"
+        matrices = {
+            f"{heading}player 2; errors over models:": lambda at: f"{means[at][0]:z.3f} ± {errors[at][0]:.3f}",
+            "Of the column, player 2:": lambda at: f"{means[at][1]:z.3f} ± {errors[at][1]:.3f}",
+            "The medians, row : column:": lambda at: "{:z.3f} : {:z.3f}".format(*medians[at]),
+            ends: lambda at: " ".join(f"{100 * share:.0f}" for share in corners[at]),
+        }
+        for heading, words in matrices.items():
+            rows = [[name, *(words((i, j)) for j in range(len(names)))] for i, name in enumerate(names)]
+            parts += [heading, table(("", *names), rows)]
+        best = best_replies(means[..., 0]).T
+        replies = [(name, ", ".join(results["names"][those])) for name, those in zip(names, best)]
+        parts += ["Player 1's best replies, to .001:", table(("to", "are"), replies)]
+        parts.append(f"Symmetric equilibria of the meta-game, of five at most, seats by lot, {equilibria(results)}.")
+        if (game, protocol) == ("ipd", "authors"):
+            rows = []
+            for pair_of, theirs in AUTHORS.items():
+                if set(pair_of) <= set(names):
+                    i, j = map(names.index, pair_of)
+                    ours = " : ".join(map("{:.3f} ± {:.3f}".format, means[i, j], errors[i, j]))
+                    far = [f"{x:+.1f}" for x in (means[i, j][: len(theirs)] - theirs) / errors[i, j][: len(theirs)]]
+                    rows.append((*pair_of, " : ".join(f"{x:.3f}" for x in theirs), ours, " : ".join(far)))
+            parts.append("The authors' cells, ours, and the distance in our standard errors:")
+            parts.append(table(("row", "column", "authors", "here", "distance"), rows))
+    return "\n\n".join(parts)
+
+
+def tournament(game: Game, protocol: str, out: pathlib.Path) -> list[str]:
+    """Hold, write, print and draw a tournament of all whose models are there. Returns the names of missing runs."""
+    play = protocol_of(game.name, protocol)
+    names = {name: f"{'authors/' * (protocol == 'authors')}{name}_{game.name}" for name in TRAINED}
+    runs, sources, missing = find([*filter(RUNS.get, names.values())], out, exactly=True)
+    there = {name: runs[run] for name, run in names.items() if run in runs}
+    path, drawing = out / f"results/tournament_{game.name}.npz", out / f"figures/tournament_{game.name}.png"
+    for folder in (path.parent, drawing.parent):  # before it takes minutes
+        folder.mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    arrays = hold_tournament(game, contestants(game, there, play), play)
+    config = {"game": game.name, "table": "tournament", "protocol": protocol, **play._asdict(), "models": sources}
+    config |= {"missing": missing}
+    SCRIPTS["naive"].write(path, partial(np.savez_compressed, config=json.dumps(config), **arrays))
+    results = {path.stem: load(path, Run("plots", game.name))}
+    print(f"{table_of_tournaments(results)}\n\nwrote {path}")
+    save_figure(partial(draw_tournament, runs=results), drawing, str(path))
+    return missing
 
 
 # Tit-for-tat: who finds it in the contribution game (Zhao et al., 2022)
@@ -1223,6 +1264,25 @@ def search_for_tit_for_tat(trials: int = 100) -> dict:
     return dict(found=found, names=np.array([f"{TITLES[algorithm]}, {kind}" for algorithm, kind in SEARCHES]))
 
 
+def table_of_searches(runs: dict[str, Results]) -> str:
+    """Who finds tit-for-tat in the contribution game, and who still plays it in the end, by the factor."""
+    rows = []
+    for results in runs.values():
+        for name, shares in zip(results["names"], results["found"]):
+            rows.append((name, *(f"{ever:.2f} ({end:.2f})" for ever, end in shares)))
+    return table(("at some time (in the end)", *map(str, FACTORS)), rows)
+
+
+def search(out: pathlib.Path):
+    """See how often tit-for-tat is found, write and print it."""
+    path = paths_of("tit-for-tat_contribution", out)[0]
+    path.parent.mkdir(exist_ok=True)
+    arrays = search_for_tit_for_tat()
+    config = json.dumps(dict(game="contribution", table="tit-for-tat", protocol="authors"))
+    SCRIPTS["naive"].write(path, partial(np.savez_compressed, config=config, **arrays))
+    print(f"{table_of_searches({'': arrays})}\n\nwrote {path}")
+
+
 # The tables, in Markdown, from those of their runs that are there
 
 
@@ -1249,10 +1309,10 @@ def table_of_ablations(runs: dict[str, Results]) -> str:
     rows = []
     for name in filter(runs.get, ABLATIONS):
         label, change = ABLATIONS[name]
-        own, *others = [mean_returns(runs[name], key, 0.99) for key in PLAYS]
+        own, *others = [runs[name][key][at(runs[name], 0.99)].mean(1).T for key in PLAYS]  # (2, seed) each
         rows.append((label, pair(own[:1]), *map(pair, others), f"`{flags(change)}`" if change else ""))
     returns = table(("", "self-play", "agent : best response", "agent : naive learner", "switch"), rows)
-    rows = [(NETWORKS[name][0], *map(spread, runs[name]["basin_fraction"])) for name in filter(runs.get, NETWORKS)]
+    rows = [(VARIANTS[name][0], *map(spread, runs[name]["basin_fraction"])) for name in filter(runs.get, VARIANTS)]
     shares = table(("gamma", *map(str, GAMMAS["eval_gammas"])), rows)
     heading = f"The IPD at gamma = .99, `python meva.py --game ipd {flags(SHORT)}` and a switch:"
     return "\n\n".join([heading, returns, "The Logistic Game, the share that ends with x_1, x_2 > 0:", shares])
@@ -1264,7 +1324,7 @@ def slopes(results: Results, gammas, line: np.ndarray) -> np.ndarray:
     Of the model first, and then of what it stands for: the discounted mean of the returns that follow if both players
     follow the model, differentiated through 2000 steps.
     """
-    meva, game = SCRIPTS["meva"], GAMES["logistic"]
+    meva, game = SCRIPTS["meva"], LOGISTIC
     config, models = load_models("meva", results, game)
 
     def of_one(gamma, params, x):
@@ -1291,63 +1351,15 @@ def table_of_ends(runs: dict[str, Results]) -> str:
     near, far = runs["meva_logistic"], runs["far_logistic"]
     gammas = (0.9, 0.91, 0.92, 0.95, 0.99)
     for gamma, both in zip(gammas, slopes(near, gammas, line)):
-        cells = [spread(share_at_b(near, gamma))]
-        cells += [spread(came_to(results, B)[at(results, gamma)].mean((1, 2))) for results in (near, far)]
-        ends = [results["endpoints"][at(results, gamma)] for results in (near, far)]
-        cells += [spread(logistic_returns(np.array([B, B]))[0] - logistic_returns(x).mean((1, 2, 3))) for x in ends]
-        for slope in both:  # (seed, point), falling: where it is 0
-            cells += [spread(np.array([np.interp(0, -each, line) for each in slope]), 2)]
-        rows.append((f"{gamma:g}", *cells))
+        ends = [results["endpoints"][at(results, gamma)] for results in (near, far)]  # (seed, 29, 29, 2) each
+        shares = [(np.abs(x - B) < RADIUS).all(-1).mean((1, 2)) for x in ends]
+        lost = [logistic_returns(np.array([B, B]))[0] - logistic_returns(x).mean((1, 2, 3)) for x in ends]
+        tops = np.array([[np.interp(0, -slope, line) for slope in each] for each in both])  # (2, seed), where it is 0
+        cells = map(spread, [near["basin_fraction"][at(near, gamma)], *shares, *lost])
+        rows.append((f"{gamma:g}", *cells, *(spread(x, digits=2) for x in tops)))
     heading = ("gamma", "in B's quadrant", "within .5 of B", "after 2000 steps", "return lost to B", "after 2000 steps",
                "the model's best x", "the true one's")  # fmt: skip
     return table(heading, rows)
-
-
-def table_of_tournaments(runs: dict[str, Results]) -> str:
-    """Returns, medians, corners, best replies and equilibria, and the authors' cells beside ours."""
-    parts = []
-    for results in runs.values():
-        names, game, protocol = list(results["names"]), *map(results["config"].get, ("game", "protocol"))
-        errors, means, medians = standard_errors(results), results["returns"].mean(2), np.median(results["returns"], 2)
-        corners = np.stack([(results["corner"] == corner).mean(2) for corner in range(4)], -1)
-
-        def matrix(cell):
-            rows = [[name, *(cell((i, j)) for j in range(len(names)))] for i, name in enumerate(names)]
-            return table(("", *names), rows)
-
-        heading = "mean return of the row, player 1, beside the column, player 2; errors over models:"
-        parts.append(f"`{game}`, {PROTOCOLS[protocol]} protocol: {heading}")
-        parts.append(matrix(lambda at: f"{means[at][0]:z.3f} ± {errors[at][0]:.3f}"))
-        parts.append("Of the column, player 2:")
-        parts.append(matrix(lambda at: f"{means[at][1]:z.3f} ± {errors[at][1]:.3f}"))
-        parts += ["The medians, row : column:", matrix(lambda at: "{:z.3f} : {:z.3f}".format(*medians[at]))]
-        corner_names = ", ".join([*CORNERS][:4])
-        parts.append(f"Percent of the trials that end in {corner_names} (more than half of the rounds, discounted):")
-        parts.append(matrix(lambda at: " ".join(f"{100 * share:.0f}" for share in corners[at])))
-        best = best_replies(means[..., 0]).T
-        replies = [(name, ", ".join(results["names"][those])) for name, those in zip(names, best)]
-        parts += ["Player 1's best replies, to .001:", table(("to", "are"), replies)]
-        parts.append(f"Symmetric equilibria of the meta-game, of five at most, seats by lot, {equilibria(results)}.")
-        if (game, protocol) == ("ipd", "authors"):
-            rows = []
-            for pair_of, theirs in AUTHORS.items():
-                if set(pair_of) <= set(names):
-                    i, j = map(names.index, pair_of)
-                    ours = " : ".join(map("{:.3f} ± {:.3f}".format, means[i, j], errors[i, j]))
-                    far = [f"{x:+.1f}" for x in (means[i, j][: len(theirs)] - theirs) / errors[i, j][: len(theirs)]]
-                    rows.append((*pair_of, " : ".join(f"{x:.3f}" for x in theirs), ours, " : ".join(far)))
-            parts.append("The authors' cells, ours, and the distance in our standard errors:")
-            parts.append(table(("row", "column", "authors", "here", "distance"), rows))
-    return "\n\n".join(parts)
-
-
-def table_of_searches(runs: dict[str, Results]) -> str:
-    """Who finds tit-for-tat in the contribution game, and who still plays it in the end, by the factor."""
-    rows = []
-    for results in runs.values():
-        for name, shares in zip(results["names"], results["found"]):
-            rows.append((name, *(f"{ever:.2f} ({end:.2f})" for ever, end in shares)))
-    return table(("at some time (in the end)", *map(str, FACTORS)), rows)
 
 
 def table_of_devices(runs: dict[str, Results]) -> str:
@@ -1363,7 +1375,7 @@ def table_of_devices(runs: dict[str, Results]) -> str:
                 off = np.abs(ours - theirs).max()
                 cells.append(f"{ours[..., 0].mean():.4f}, {theirs[..., 0].mean():.4f} ({off:.0e})")
             rows.append((labelled(script, cpu, at(cpu, setting)), *cells))
-    parts = [table(("CPU, GPU (largest difference)", *(key.replace("_", " ") for key in RETURNS)), rows)]
+    parts = [table(("CPU, GPU (largest difference)", *RETURNS.values()), rows)]
     if cpu and gpu:  # MeVa, the last one
         off = np.abs(gpu["loss"] / cpu["loss"] - 1).max(0)
         words = ", ".join(f"{off[loop - 1]:.0e} at {loop}" for loop in (1, 50, 100, 200, 500))
@@ -1395,15 +1407,9 @@ def table_of_returns(runs: dict[str, Results]) -> str:
     for name, results in runs.items():
         for i in (at(results, setting) for setting in settings[name]):
             own = pair(results["self_play"][i].reshape(-1, 2).T[:1])
-            cells = [cell(results, key, i) for key in RETURNS[1:]]
-            rows.append((f"`{RUNS[name].game}`", labelled(RUNS[name].script, results, i), own, *cells))
-    others = [f"agent : {other}" for other in ("best response", "exact best response", "naive learner")]
-    return table(("", "", "self-play", *others), rows)
-
-
-def cooperation_after(results: Results, i: int) -> np.ndarray:
-    """How likely players of the IPD are to cooperate after CD and after CC, one's own action first, (2, seed)."""
-    return (1 / (1 + np.exp(-results["policies"][i].astype(float)))).mean((1, 2))[:, [2, 4]].T
+            others = [cell(results, key, i) for key in list(RETURNS)[1:]]
+            rows.append((f"`{RUNS[name].game}`", labelled(RUNS[name].script, results, i), own, *others))
+    return table(("", "", "self-play", *BESIDE), rows)
 
 
 def reciprocal(results: Results, i: int) -> np.ndarray:
@@ -1412,7 +1418,7 @@ def reciprocal(results: Results, i: int) -> np.ndarray:
     They get more than -1.15 with their like, are left more than -1.35 by an exact best response, and cooperate after CD
     less than half as often as after CC.
     """
-    after_cd, after_cc = cooperation_after(results, i)
+    after_cd, after_cc = chances(results, i)[[2, 4]]
     own, left = (results[key][i, ..., 0].mean(1) for key in ("self_play", "exact_best_response"))
     return (own > -1.15) & (left > -1.35) & (after_cd < after_cc / 2)
 
@@ -1421,18 +1427,16 @@ def table_of_networks(runs: dict[str, Results]) -> str:
     """The IPD between policies of each kind: each rule at its best setting in self-play, and MeVa at two settings."""
     rows = []
     for kind, (name, label) in itertools.product(KINDS, RULES.items()):
-        results = runs.get(of_kind(name, kind))
+        results = runs.get(OF_KINDS[kind, name])
         if results:
             settings = [best(results)] + [at(results, gamma) for gamma in (0.95, 0.99) if name == "meva"]
             for i in dict.fromkeys(settings):
-                own, *others = [pair(results[key][i].mean(1).T) for key in ("self_play", *RETURNS[1:])]
+                own, *others = [pair(results[key][i].mean(1).T) for key in RETURNS]
                 setting = f", {'gamma' if name == 'meva' else 'alpha'} = {results['sweep'][i]:g}" * (name != "naive")
-                chances = " and ".join(map(spread, cooperation_after(results, i)))
+                after = " and ".join(map(spread, chances(results, i)[[2, 4]]))
                 count = f"{reciprocal(results, i).sum()} of {len(results['self_play'][i])}"
-                rows.append((kind, label + setting, own.split(" : ")[0], *others, chances, count))
-    heading = ("policies", "", "self-play", "agent : best response", "agent : exact best response",
-               "agent : naive learner", "P(C) after CD and CC", "reciprocal")  # fmt: skip
-    return table(heading, rows)
+                rows.append((kind, label + setting, own.split(" : ")[0], *others, after, count))
+    return table(("policies", "", "self-play", *BESIDE, "P(C) after CD and CC", "reciprocal"), rows)
 
 
 def table_of_probes(runs: dict[str, Results]) -> str:
@@ -1444,7 +1448,7 @@ def table_of_probes(runs: dict[str, Results]) -> str:
             agents = [[results[key][0, ..., 0].mean() for results in those] for key in RETURNS]  # (play, run)
             cells = [f"{spread(np.array(each))} ({', '.join(f'{x:.2f}' for x in each)})" for each in agents]
             rows.append((str(count), *cells))
-    return table(("probes", "self-play", "best response", "exact best response", "naive learner"), rows)
+    return table(("probes", *RETURNS.values()), rows)
 
 
 def table_of_consistency(runs: dict[str, Results]) -> str:
@@ -1483,39 +1487,7 @@ def table_of_samples(runs: dict[str, Results]) -> str:
         cells = [cell(results, key, i) for key in RETURNS]
         seeds = ", ".join(f"{value:.2f}" for value in results["self_play"][i].mean((1, 2)))
         rows.append((labelled(script, results, i), words if config.get("episodes") else "exact", seeds, *cells))
-    others = [f"agent : {other}" for other in ("other", "best response", "exact best response", "naive learner")]
-    return table(("", "episodes", "self-play of each seed", *others), rows)
-
-
-def draw_samples(figure: Figure, runs: dict):
-    """The agent's returns on the IPD by the episodes of an estimate: points are seeds, and a line goes by their mean.
-
-    It leaves out those with fewer seeds than exact returns have. LOLA follows estimates; MeVa is trained on them, and
-    evaluated with exact gradients.
-    """
-    figure.set_size_inches(WIDTH, 4)
-    panels = figure.subplots(2, 2, sharex=True, sharey=True)
-    for axes, (script, setting) in zip(panels, SAMPLED.items()):
-        exact = runs[of_samples(script, 0)]
-        count = exact["config"]["num_seeds"]
-        for axis, (key, label) in zip(axes, list(PLAYS.items())[:2]):
-            for baseline, marker in ((True, "o-"), (False, "s--")):
-                color, words = COLORS[script] if baseline else "black", f"with{'' if baseline else 'out'} baseline"
-                means = []
-                for episodes in EPISODES:
-                    results = runs[of_samples(script, episodes, baseline)]
-                    agents = results[key][at(results, setting)][..., 0].mean(1)  # (seed,)
-                    axis.plot([episodes] * len(agents), agents, marker[0], color=color, markersize=2)
-                    means.append(agents.mean() if len(agents) == count else np.nan)
-                axis.plot(EPISODES, means, marker, color=color, markersize=4, fillstyle="none", label=words)
-            axis.axhline(exact[key][at(exact, setting)][..., 0].mean(), color="gray", linestyle=":", label="exact")
-            axis.set(title=f"{TITLES[script]}, {SYMBOLS[script]} = {setting:g}: {label[0]}", xscale="log")
-            axis.set_xticks(EPISODES, EPISODES)
-            axis.minorticks_off()
-            axis.legend()
-        axes[0].set_ylabel("agent's expected return per round")
-    for axis in panels[1]:
-        axis.set_xlabel("episodes of 50 rounds for each estimate")
+    return table(("", "episodes", "self-play of each seed", "agent : other", *BESIDE), rows)
 
 
 # The command line
@@ -1525,8 +1497,8 @@ FIGURES = {  # how each is drawn, and from which runs
     "fig2a": (partial(draw_fig2, basins=False), ROWS),
     "fig2b": (partial(draw_fig2, basins=True), ROWS),
     "fig3": (draw_fig3, ("meva_ipd", "lola_ipd")),
-    "networks": (draw_networks, [of_kind(name, kind) for kind in KINDS for name in RULES]),
-    "samples": (draw_samples, SAMPLES),
+    "networks": (draw_networks, OF_KINDS.values()),
+    "samples": (draw_samples, SAMPLES.values()),
     "hills": (partial(draw_fig2, basins=True, rows=HILL_ROWS), HILL_ROWS),
     "hill_paths": (partial(draw_fig2, basins=False, rows=HILL_ROWS), HILL_ROWS),
     "basins": (draw_basins, ("naive_logistic", *ROWS)),
@@ -1538,12 +1510,12 @@ FIGURES = {  # how each is drawn, and from which runs
 }
 TABLES = {
     "paper": (table_of_claims, dict.fromkeys(name for names, _ in CLAIMS for name in names)),
-    "ablations": (table_of_ablations, (*ABLATIONS, *NETWORKS)),
+    "ablations": (table_of_ablations, (*ABLATIONS, *VARIANTS)),
     "ends": (table_of_ends, ("meva_logistic", "far_logistic")),
     "returns": (table_of_returns, ("naive_ipd", "lola_ipd", "hola_ipd", "cola_ipd", "meva_ipd", "meva_imp")),
-    "networks": (table_of_networks, [of_kind(name, kind) for kind in KINDS for name in RULES]),
+    "networks": (table_of_networks, OF_KINDS.values()),
     "probes": (table_of_probes, PROBES.values()),
-    "samples": (table_of_samples, SAMPLES),
+    "samples": (table_of_samples, SAMPLES.values()),
     "consistency": (table_of_consistency, ("cola_logistic",)),
     "games": (table_of_games, [name for name in RUNS if name.startswith("games/")]),
     "tournament": (table_of_tournaments, [f"tournament_{game}" for game in TOURNAMENTS]),
@@ -1571,47 +1543,38 @@ def save_figure(draw, path: pathlib.Path, sources: str):
     print(f"wrote {path}" + f", from {sources}" * bool(sources))
 
 
-def tournament(game: Game, protocol: str, out: pathlib.Path) -> list[str]:
-    """Hold, write, print and draw a tournament of all whose models are there. Returns the names of missing runs."""
-    play = protocol_of(game.name, protocol)
-    names = {name: f"{'authors/' * (protocol == 'authors')}{name}_{game.name}" for name in TRAINED}
-    runs, sources, missing = find([*filter(RUNS.get, names.values())], out, exactly=True)
-    there = {name: runs[run] for name, run in names.items() if run in runs}
-    path, drawing = out / f"results/tournament_{game.name}.npz", out / f"figures/tournament_{game.name}.png"
-    for folder in (path.parent, drawing.parent):  # before it takes minutes
-        folder.mkdir(exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    arrays = hold_tournament(game, contestants(game, there, play), play)
-    config = {"game": game.name, "table": "tournament", "protocol": protocol, **play._asdict(), "models": sources}
-    config |= {"missing": missing}
-    SCRIPTS["naive"].write(path, partial(np.savez_compressed, config=json.dumps(config), **arrays))
-    results = {path.stem: load(path, Run("plots", game.name))}
-    print(f"{table_of_tournaments(results)}\n\nwrote {path}")
-    save_figure(partial(draw_tournament, runs=results), drawing, str(path))
-    return missing
-
-
-def search(out: pathlib.Path):
-    """See how often tit-for-tat is found, write and print it."""
-    path, config = paths_of("tit-for-tat_contribution", out)[0], dict(table="tit-for-tat", protocol="authors")
-    path.parent.mkdir(exist_ok=True)
-    results = Results(search_for_tit_for_tat())
-    described = json.dumps(config | dict(game="contribution"))
-    SCRIPTS["naive"].write(path, partial(np.savez_compressed, config=described, **results))
-    print(f"{table_of_searches({'': results})}\n\nwrote {path}")
-
-
 def report(path: pathlib.Path, out: pathlib.Path) -> tuple[str, list[str]]:
     """The text of this file with all tables made anew from results/paper/, and the names of runs missing there."""
-    frame = "\n".join(f"<!-- table {name} -->\n\n<!-- end -->\n" for name in TABLES)
-    text, lacking = path.read_text("utf-8") if path.exists() else frame, []
+    text, lacking = path.read_text("utf-8"), []
     for name, (make, names) in TABLES.items():
         runs, _, missing = find(names, out, exactly=True, own=False)
-        before, after = f"<!-- table {name} -->\n", "\n<!-- end -->"
         made = make(runs) + f"\n\nMissing here: {', '.join(missing)}." * bool(missing)
-        text = re.sub(f"{before}.*?{after}", lambda _: f"{before}\n{made}\n{after}", text, flags=re.DOTALL)
+        frame = re.compile(f"(<!-- table {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        text = frame.sub(lambda marks: f"{marks[1]}\n{made}\n{marks[2]}", text)
         lacking += missing
     return text, lacking
+
+
+def work(args: argparse.Namespace) -> dict[str, list[str]]:
+    """Do what the command line asks for. Returns the names of missing runs, by what they are missing for."""
+    if args.table == "tournament":
+        return {args.table: tournament(GAMES[args.game or "ipd"], args.protocol or "paper", args.out)}
+    if args.table == "tit-for-tat":
+        search(args.out)
+        return {}
+    if args.table:
+        make, names = TABLES[args.table]
+        runs, sources, missing = find(names, args.out, exactly=True)
+        print(f"From {sources or 'no run'}; ± standard errors.\n\n{make(runs)}")
+        return {args.table: missing}
+    if args.report:
+        path = args.out / "results/paper/README.md"
+        text, missing = report(path, args.out)
+        SCRIPTS["naive"].write(path, lambda part: part.write_text(text, "utf-8"))
+        print(f"wrote {path}")
+        return {"the report": missing}
+    names = [args.figure] if args.figure else FIGURES
+    return {name: draw_figure(name, args.out, args.format or "png") for name in names}
 
 
 def main(argv=None):
@@ -1637,26 +1600,10 @@ def main(argv=None):
         parser.error(f"argument --protocol: takes --game {', '.join(TOURNAMENTS)} beside authors, not {args.game}")
     if not args.out.is_dir():
         parser.error(f"argument --out: takes a folder that is there, not {args.out}")
+    missing = {}
     try:
-        missing = {}  # the names of runs, by what they are missing for
-        if args.table == "tournament":
-            missing[args.table] = tournament(GAMES[args.game or "ipd"], args.protocol or "paper", args.out)
-        elif args.table == "tit-for-tat":
-            search(args.out)
-        elif args.table:
-            make, names = TABLES[args.table]
-            runs, sources, missing[args.table] = find(names, args.out, exactly=True)
-            print(f"From {sources or 'no run'}; ± standard errors.\n\n{make(runs)}")
-        elif args.report:
-            path = args.out / "results/paper/README.md"
-            text, missing["the report"] = report(path, args.out)
-            SCRIPTS["naive"].write(path, lambda part: part.write_text(text, "utf-8"))
-            print(f"wrote {path}")
-        else:
-            for name in [args.figure] if args.figure else FIGURES:
-                missing[name] = draw_figure(name, args.out, args.format or "png")
-        lacking = dict.fromkeys(sum(missing.values(), []))  # each once
-        for name in lacking:
+        missing = work(args)
+        for name in dict.fromkeys(sum(missing.values(), [])):  # each once
             waiting = ", ".join(what for what, names in missing.items() if name in names)
             print(f"missing for {waiting}: {command(name, args.out)}")
         sys.stdout.flush()

@@ -2670,22 +2670,22 @@ def test_what_is_said_and_drawn_of_policies_of_other_kinds():
         keys = (*plots.RETURNS, "policies")
         arrays = {key: random.normal(size=(3, 4, 6, 2, *[5] * (key == "policies"))) for key in keys}
         arrays["self_play"][1] = np.nan  # diverged
-        runs[plots.of_kind(name, kind)] = results_of(sweep, **arrays)
+        runs[plots.OF_KINDS[kind, name]] = results_of(sweep, **arrays)
     panels = draw_by(plots.draw_networks, runs)
     places = itertools.product(("self_play", "exact_best_response", "versus_naive"), plots.KINDS)
     for (key, kind), axis in zip(places, panels, strict=True):
         for line, name in zip(axis.lines, plots.RULES, strict=True):
-            results = runs[plots.of_kind(name, kind)]
+            results = runs[plots.OF_KINDS[kind, name]]
             best = np.argmax([np.nan_to_num(each, nan=-9.0).mean() for each in results["self_play"]])
             np.testing.assert_allclose(line.get_ydata(), results[key][best, ..., 0].mean(1))
             if key == "versus_naive" and name != "naive":  # the lowest panels have the labels
                 label = axis.get_xticklabels()[list(plots.RULES).index(name)].get_text()
                 assert label.endswith(f"= {results['sweep'][best]:g}")
         bars = [collection.get_segments()[0][0, 1] for collection in axis.collections[1::2]]
-        best = [runs[plots.of_kind(name, kind)] for name in plots.RULES]
+        best = [runs[plots.OF_KINDS[kind, name]] for name in plots.RULES]
         np.testing.assert_allclose(bars, [each[key][plots.best(each), ..., 0].mean() for each in best])
     rows = [row.strip("| ").split(" | ") for row in plots.table_of_networks(runs).splitlines()]
-    more = sum(plots.best(runs[plots.of_kind("meva", kind)]) == 0 for kind in plots.KINDS)  # beside .95 and .99
+    more = sum(plots.best(runs[plots.OF_KINDS[kind, "meva"]]) == 0 for kind in plots.KINDS)  # beside .95 and .99
     assert len(rows) == 2 + 3 * (5 + 2) + more
     row = next(row for row in rows if row[:2] == ["mlp", "MeVa, gamma = 0.99"])
     values = runs["meva_ipd_mlp"]["versus_naive"][2].mean(1)  # (seed, 2)
@@ -2697,7 +2697,7 @@ def test_what_is_said_and_drawn_of_policies_of_other_kinds():
     returns = {key: np.zeros((1, 4, 6, 2)) + np.array([-1.1, -9]) for key in ("self_play", "exact_best_response")}
     returns["self_play"][0, 1, :, 0], returns["exact_best_response"][0, 2, :, 0] = -1.2, -1.4
     results = results_of((0.99,), policies=policies, **returns)
-    np.testing.assert_allclose(plots.cooperation_after(results, 0), chances.T)
+    np.testing.assert_allclose(plots.chances(results, 0)[[2, 4]], chances.T)
     np.testing.assert_array_equal(plots.reciprocal(results, 0), [True, False, False, False])
 
     probes = {name: results_of((0.95,), **{key: np.full((1, 1, 6, 2), -seed - count / 10) for key in plots.RETURNS})
