@@ -594,6 +594,7 @@ def draw(figure, results: dict, game: Game):
             axis.errorbar(settings, mean[:, 1], error[:, 1], fmt="s--", color="black", label=other)
             axis.plot(settings, returns[..., 0].mean(2), ".-", color=COLOR, linewidth=0.4, markersize=3)  # of each seed
             axis.set(title=title, xlabel=SYMBOL, ylabel="expected return")
+            axis.tick_params("x", rotation=45)
             axis.sharey(axes[0])
             axis.legend()
         show = jax.nn.sigmoid if game.iterated else jnp.vectorize(game.features, signature="(p,n)->(p,m)")
