@@ -55,6 +55,7 @@ CACHE = os.path.join(tempfile.gettempdir(), "jax-" + os.environ.get("PYTEST_XDIS
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ |= {"JAX_COMPILATION_CACHE_DIR": CACHE, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # on some CPUs XLA complains of what it has cached itself
+jax.config.update("jax_num_cpu_devices", 1)  # in this process, whichever test is the first
 jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
@@ -1893,12 +1894,16 @@ def test_every_script_runs_between_policies_of_other_kinds(script, settings, nam
 
 
 def test_a_seed_is_the_same_run_whatever_the_number_of_seeds(once, tmp_path):
+    """Bit for bit on a CPU, where seeds are trained in turn; elsewhere to rounding, as they are batched."""
     both, second = once("meva", "logistic")[1], run(tmp_path, seed=1, num_seeds=1)
+    exact = jax.default_backend() == "cpu"
+    same = np.testing.assert_array_equal if exact else partial(np.testing.assert_allclose, rtol=1e-2, atol=1e-3)
     for name in ("params/embed/first/w", "loss", "self_play_curve"):
-        np.testing.assert_array_equal(both[name][1], second[name][0])
+        same(both[name][1], second[name][0])
         assert np.abs(both[name][0] - both[name][1]).min() > 0
-    for name in ("trajectories", "best_response", "endpoints"):
-        np.testing.assert_array_equal(both[name][:, 1], second[name][:, 0])
+    for name in ("trajectories", "best_response", "endpoints") if exact else ():
+        same(both[name][:, 1], second[name][:, 0])
+    np.testing.assert_array_equal(both["trajectories"][:, 1, :, 0], second["trajectories"][:, 0, :, 0])
 
 
 @slow
@@ -2267,8 +2272,8 @@ Figure.savefig = lambda *_, **__: signal.raise_signal(signal.SIGINT)"""
     [
         ("meva", "--game logistic", FULL, "", 1, "No space left on device", []),
         ("naive", "--game tandem", STOPPED, "", 130, "KeyboardInterrupt", ["results/naive_tandem.npz"]),
-        ("meva", "--game tandem", "", "cuda", 1, "cuda", []),
-        ("maml", "--game tandem --batch-size 1000000000", "", "cpu", 1, "Out of memory", []),
+        ("meva", "--game tandem", "", "abacus", 1, "abacus", []),
+        ("maml", f"--game tandem --batch-size {10**9} --rollout-length {10**8}", "", "cpu", 1, "Out of memory", []),
     ],
 )
 def test_what_fails_from_outside_gets_one_line(script, words, before, platform, status, said, left, tmp_path):
@@ -2441,25 +2446,29 @@ def test_programs_are_fit_for_a_gpu(script, monkeypatch):
     "script, opponent", [pytest.param("cola", {}, marks=slow), ("meva", {}), ("meva", dict(opponent="naive"))]
 )
 def test_flops_are_those_of_the_compiled_program(script, opponent):
-    """But for a few percent: XLA counts the elementwise operations, too, few at this width, and a loop's body once."""
+    """But for a few percent: XLA counts the elementwise operations, too, few at this width, and a loop's body once.
+
+    On a CPU, as libraries multiply matrices elsewhere, which XLA does not count.
+    """
     changes = dict(rollout_length=60, stride=60, **opponent) if script == "meva" else {}
     game, module, config = GAMES["ipd"], SCRIPTS[script], tiny("ipd", script, hidden=256, batch_size=32, **changes)
-    state = module.train_init(jax.random.key(0), game, config)
 
     def counted(function, *args):
         return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
 
-    if script == "cola":
-        flops = counted(lambda state: module.outer_step(jax.random.key(0), state, game, config), state)
-    else:
-        xs, gamma = jnp.zeros((32, 61, 2, 5)), jnp.zeros((32, 2))
-        own = partial(meva.model_gradient, state.params, game, players=config.players)
-        field = jax.vmap(lambda x, gamma: own(x, gamma))
-        one = jax.vmap(meva.td_loss, (None, None, None, 0, 0, None))
-        loss = lambda params, *args: one(params, state.target_params, game, *args, config)[0].mean()
-        flops = counted(jax.grad(loss), state.params, xs, gamma)
-        flops += 2 * 60 * counted(field, xs[:, 0], gamma)  # exploration and rollout
-    by_hand = module.loop_flops(jax.tree.map(lambda leaf: leaf[None], state.params), config)
+    with jax.default_device(jax.devices("cpu")[0]):
+        state = module.train_init(jax.random.key(0), game, config)
+        if script == "cola":
+            flops = counted(lambda state: module.outer_step(jax.random.key(0), state, game, config), state)
+        else:
+            xs, gamma = jnp.zeros((32, 61, 2, 5)), jnp.zeros((32, 2))
+            own = partial(meva.model_gradient, state.params, game, players=config.players)
+            field = jax.vmap(lambda x, gamma: own(x, gamma))
+            one = jax.vmap(meva.td_loss, (None, None, None, 0, 0, None))
+            loss = lambda params, *args: one(params, state.target_params, game, *args, config)[0].mean()
+            flops = counted(jax.grad(loss), state.params, xs, gamma)
+            flops += 2 * 60 * counted(field, xs[:, 0], gamma)  # exploration and rollout
+        by_hand = module.loop_flops(jax.tree.map(lambda leaf: leaf[None], state.params), config)
     np.testing.assert_allclose(by_hand / flops, 1, atol=0.1)
 
 
