@@ -1715,7 +1715,7 @@ def test_every_script_runs_on_every_kind_of_game(script, game, once):
     assert json.loads(out.splitlines()[0]) == config
     if GAMES[game].planar and script != "maml":  # all others follow the same pairs of policies at all settings
         starts, theirs = (of["trajectories"][:, :, :, 0] for of in (arrays, once("naive", game)[1]))
-        np.testing.assert_array_equal(starts, np.broadcast_to(theirs, starts.shape))
+        np.testing.assert_allclose(starts, np.broadcast_to(theirs, starts.shape), rtol=1e-6)
         assert len(np.unique(starts)) == 2 * 3 * 2  # of 2 seeds, 3 pairs
     if trained:  # of asymmetric games each player has a model
         assert any(name.startswith("params/1/") for name in arrays) != GAMES[game].symmetric
@@ -2166,7 +2166,8 @@ def test_devices_and_processes_train_as_one(tmp_path):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
-        return [start(tmp_path, *words, "--distributed", address, "2", index) for index in ("0", "1")]
+        more = words + ["--distributed", address, "2"]
+        return [start(tmp_path, *more, index, JAX_NUM_CPU_DEVICES="1") for index in ("0", "1")]
 
     first, second = start_two()
     wait_for_loop(first)
@@ -2178,13 +2179,12 @@ def test_devices_and_processes_train_as_one(tmp_path):
     assert " 61 / 61 " in first and not re.search(r"^ *1 / 61", first, re.MULTILINE), err  # resumed
     assert not re.search("loss|wrote|config", second), second  # only process 0 prints; the network's library does, too
     whole = run(tmp_path / "one", **settings)
-    assert_same_arrays(whole, dict(np.load(tmp_path / "results/meva_logistic.npz")))
-    # Two devices for each seed agree with one to rounding, and go on from a checkpoint of one.
+    # Two devices for each seed, which go on from a checkpoint of one. All agree to rounding.
     out, err = start(tmp_path / "more", *words, "--devices", "9", JAX_NUM_CPU_DEVICES="8").communicate(timeout=200)
     assert "8 x cpu" in out, err
-    more = np.load(tmp_path / "more/results/meva_logistic.npz")
-    for name in ("loss", "field", "params/readout/w"):
-        np.testing.assert_allclose(more[name], whole[name], rtol=0.01, atol=0.01, err_msg=name)
+    for folder, name in itertools.product((tmp_path, tmp_path / "more"), ("loss", "field", "params/readout/w")):
+        found = np.load(folder / "results/meva_logistic.npz")
+        np.testing.assert_allclose(found[name], whole[name], rtol=0.01, atol=0.01, err_msg=name)
 
 
 def by_devices(function, count):
@@ -2326,7 +2326,8 @@ def test_the_report_in_results_paper_is_current_and_every_figure_is_drawn(tmp_pa
     shutil.copytree(ROOT / "results/paper", tmp_path / "results/paper")
     path = tmp_path / "results/paper/README.md"
     before = path.read_text("utf-8")
-    path.write_text(before.replace(" ± ", " +- "), "utf-8")
+    path.write_text(re.sub("(<!-- table .*?-->\n).*?(\n<!-- end)", r"\1\2", before, flags=re.DOTALL), "utf-8")
+    assert len(path.read_text("utf-8")) < len(before) / 2
     start(tmp_path, "--report", script="plots", XLA_FLAGS=FLAGS).communicate()  # optimised, as it computes much
     assert path.read_text("utf-8") == before and "Missing here" not in before
     for name in ("hills", "hill_paths", "tournament_imp", "tournament_chicken"):  # like others, of other runs
