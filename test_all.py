@@ -2053,12 +2053,12 @@ def test_mfos_goes_on_from_its_checkpoint_bit_for_bit_and_believes_no_other(once
     words = ["--game", "logistic", "--resume", "--out", str(tmp_path), *flags(**TINY["mfos"] | TINY_EVAL)]
     path, counts = tmp_path / "results/mfos_logistic.checkpoint.npz", itertools.count(1)
 
-    def write_three(path, save):  # the next is begun, and interrupted
-        if next(counts) > 3:
+    def write_four(path, save):  # one before the first chunk; the next is begun, and interrupted
+        if next(counts) > 4:
             raise KeyboardInterrupt
         naive.write(path, save)
 
-    with mock.patch.object(mfos, "write", write_three), pytest.raises(KeyboardInterrupt):
+    with mock.patch.object(mfos, "write", write_four), pytest.raises(KeyboardInterrupt):
         mfos.main(words)
     middle = dict(np.load(path))
     assert (middle["saved/0/step"] == 6).all()  # chunks are of two
@@ -2074,6 +2074,9 @@ def test_mfos_goes_on_from_its_checkpoint_bit_for_bit_and_believes_no_other(once
     mfos.main(words)
     assert " 8 / 26 " in (out := capsys.readouterr().out) and " 6 / 26 " not in out
     assert_same_arrays(dict(np.load(tmp_path / "results/mfos_logistic.npz")), once("mfos", "logistic")[1])
+    with pytest.raises(SystemExit, match="diverged between episodes 0 and 2"):
+        mfos.main([*words, "--lr", "1e30", "--out", str(tmp_path / "diverged")])
+    assert (np.load(tmp_path / "diverged/results/mfos_logistic.checkpoint.npz")["saved/0/step"] == 0).all()
 
 
 # Scripts as programs
