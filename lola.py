@@ -271,10 +271,9 @@ def print_table(results: dict, game: Game):
 if __name__ == "__main__":
     try:
         main()
-    except BrokenPipeError:  # whoever read the output is gone
-        os._exit(1)  # sys.exit would flush, and complain
     except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, AssertionError) as error:  # from outside: a line
         reason = str(error) or isinstance(error, AssertionError) * os.environ.get("JAX_PLATFORMS", "")  # no such one
-        print(f"{NAME}.py: {type(error).__name__} {reason}".splitlines()[0], file=sys.stderr)
-        os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)  # after sys.exit an interrupted JAX may crash
+        if not isinstance(error, BrokenPipeError):  # whoever read the output is gone
+            print(f"{NAME}.py: {type(error).__name__} {reason}".splitlines()[0], file=sys.stderr)
+        os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)  # after sys.exit JAX may crash, a pipe complain
 # --- end shared ---
