@@ -1015,6 +1015,7 @@ def hold_tournament(game: Game, everyone: dict[str, Contestant], play: Protocol,
             results["returns"][i, j] = jax.vmap(game.f)(ends)
             results["corner"][i, j] = np.where(states.max(1) > 0.5, 3 - states.argmax(1), 4)  # an index of CORNERS
             results["trained"][i, j], results["trained_2"][i, j] = np.asarray(played).T
+        jax.clear_caches()  # hundreds of compiled programs take more memory mappings than a process may have
     return results | {"names": np.array(list(everyone))}
 
 

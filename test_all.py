@@ -2579,7 +2579,10 @@ def test_what_is_said_and_drawn_of_policies_of_other_kinds():
 
 
 def hold(game, everyone, steps, trials):
-    return plots.hold_tournament(game, everyone, plots.Protocol(0.5, 0.8, 0.6, steps), trials)
+    with mock.patch.object(jax, "clear_caches") as clear:  # there are other tests' programs, too
+        results = plots.hold_tournament(game, everyone, plots.Protocol(0.5, 0.8, 0.6, steps), trials)
+    assert clear.call_count == len(everyone)  # else a whole one has too many memory mappings, and ends in a crash
+    return results
 
 
 def test_fixed_policies_meet_at_their_exact_returns():
