@@ -2532,6 +2532,27 @@ def results_of(settings, **arrays):
     return plots.Results(arrays, sweep=np.array(settings), config=dict(game="ipd", lr=2), path="nowhere")
 
 
+def test_two_devices_are_compared_seed_by_seed():
+    """A GPU's first two of a CPU's three seeds: agents get .01 more, and a single one of the others .5 more."""
+    random, runs, shape = np.random.default_rng(0), {}, (3, 6, 2)
+    for script, settings in plots.DEVICES.items():
+        sweep = (-1.0, *settings)
+        cpu = {key: random.normal(size=(len(sweep), *shape)) for key in plots.RETURNS} | {"loss": np.ones((3, 500))}
+        gpu = {key: array[:, :2] + [0.01, 0.0] for key, array in cpu.items() if key != "loss"}
+        gpu["versus_naive"][1, 1, 3, 1] += 0.5
+        gpu["loss"] = cpu["loss"] + 1e-3 * (np.arange(1, 501) >= 100) * np.array([[0], [1], [-2]])
+        runs |= {f"{script}_ipd": results_of(sweep, **cpu), f"{script}_gpu_ipd": results_of(sweep, **gpu)}
+    table = plots.table_of_devices(runs)
+    assert "2e-03 at 100" in table and "0e+00 at 50" in table
+    rows = iter(table.splitlines()[2:])
+    for script, settings in plots.DEVICES.items():
+        for i, _ in enumerate(settings, 1):
+            for key, cell in zip(plots.RETURNS, next(rows).strip("| ").split(" | ")[1:], strict=True):
+                mean = runs[f"{script}_ipd"][key][i, :2, :, 0].mean()
+                off = 0.5 if key == "versus_naive" and i == 1 else 0.01
+                assert cell == f"{mean:.4f}, {mean + 0.01:.4f} ({off:.0e})"
+
+
 def test_what_is_said_and_drawn_of_policies_of_other_kinds():
     """Each rule at its best setting in self-play; who reciprocates, by three models that fail one of the conditions."""
     random, runs = np.random.default_rng(0), {}
