@@ -33,9 +33,8 @@ import os
 import pathlib
 import re
 import sys
-import tempfile
 import time
-from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, RawDescriptionHelpFormatter
 from functools import partial
 from typing import Annotated, NamedTuple, get_origin, get_type_hints
 
@@ -47,11 +46,22 @@ import optax
 from jax.experimental.multihost_utils import process_allgather
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from matplotlib.figure import Figure
 
-from games import GAMES, Game, evaluate_game, game_of, planar_grid, plays
+from games import (
+    GAMES,
+    VARIANTS_HELP,
+    Game,
+    check_devices,
+    evaluate_both_players,
+    evaluate_game,
+    find_game,
+    make_folders,
+    report,
+    run_script,
+    write_file,
+)
 
-NAME, SWEEP, SYMBOL, COLOR = "cola", "eval_alphas", r"$\alpha$", "tab:purple"  # of the files, what is swept, in figures
+NAME = "cola"  # of the files
 HELD_OUT = 1024  # joint policies that the consistency is judged on
 ORDERS = (0, 1, 2, 3)  # of HOLA, beside it
 
@@ -64,12 +74,7 @@ Switch = Annotated[bool, False, True]
 class Config:
     """All settings of a run, and so all flags, for the IPD; `make_config` has those for other games."""
 
-    game: str = "ipd"  # the game
-    payoffs: Annotated[tuple[float, ...], -1e6, 1e6] = ()  # other ones, CC CD DC DD, own action first, for both or each
-    discount: Annotated[float | None, 0.0, 0.999] = None  # another one of an iterated game
-    policy: Annotated[str, "tabular", "mlp", "preconditioned"] = "tabular"  # what has parameters x, see games.py
-    memory: Annotated[int, 1, 2] = 1  # rounds that policies see in iterated games; the default of lr depends on both
-    probes: Annotated[int, 0, 21] = 0  # how many observations the models see, the same for all, drawn by --seed; 0: all
+    game: str = "ipd"  # the game, or a variant of it
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
     num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each a model of its own: seed, seed + 1, ...
     lr: Step = 2.0  # step size of the policies, the paper's alpha in Eq. 1
@@ -100,9 +105,11 @@ TANDEM = dict(alpha_max=0.5, eval_alphas=(0.0, 0.1, 0.2, 0.3, 0.5))  # HOLA(n) t
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
     """The settings for a game, one of `GAMES` or one's own, with changes."""
-    played = game_of(changes | {"game": game})
+    played = find_game(game)
+    if played.sample is not None:
+        raise ValueError(f"game: {NAME} needs exact returns, not those of {played.name}")
     alphas = tuple(alpha for alpha in played.alphas if alpha <= 10) or played.alphas
-    settings = dict(game=getattr(game, "name", game), lr=played.lr, share_params=played.symmetric)
+    settings = dict(game=played.name, lr=played.lr, share_params=played.symmetric)
     settings |= dict(alpha_max=max(alphas) or 10.0, eval_alphas=alphas)
     settings |= PLANAR if played.planar else {}
     settings |= TANDEM if played.name == "tandem" else {}
@@ -313,12 +320,15 @@ def evaluate_consistency(key: jax.Array, params, game: Game, alpha: jax.Array) -
 def evaluate(key: jax.Array, params, game: Game, config: Config, axis=None) -> dict[str, jax.Array]:
     """Evaluate a model on the policies that `key` draws, at every alpha of the sweep (Fig. 2). Arrays (sweep, ...)."""
 
-    def field(x, strengths):  # the model has one alpha: each player's own
-        return jnp.stack([cola_gradient(params, game, x, strengths[i])[i] for i in (0, 1)])
-
     def one(alpha):
+        def evaluate_player_1(played):  # of the game, or of the swapped one
+            models = params if played is game or isinstance(params, Model) else params[::-1]
+            step = lambda x: x + config.lr * cola_gradient(models, played, x, alpha)
+            settings = dict(lr=config.lr, steps=config.eval_steps, pairs=config.eval_pairs)
+            return evaluate_game(key, played, step, **settings)
+
         held_out = evaluate_consistency(jax.random.fold_in(key, 1), params, game, alpha)
-        return held_out | evaluate_game(key, game, field, alpha, config.lr, config.eval_steps, config.eval_pairs)
+        return held_out | evaluate_both_players(evaluate_player_1, game)
 
     return jax.lax.map(one, own_share(jnp.array(config.eval_alphas), axis))
 
@@ -339,11 +349,11 @@ def draw_consistency(figure, results: dict, config: Config):
     """Training, consistency on held-out policies beside HOLA(n)'s, and how alike COLA's and HOLA(n)'s gradients are."""
     left, middle, right = figure.subplots(1, 3)
     steps = np.linspace(0, config.outer_steps, results["loss"].shape[1] + 1)[1:]
-    left.plot(steps, results["loss"].T, color=COLOR, linewidth=0.5)  # a line for each seed
+    left.plot(steps, results["loss"].T, color="tab:purple", linewidth=0.5)  # a line for each seed
     left.set(xlabel="steps", ylabel="consistency loss", yscale="log")
     sweep, hola = results["sweep"], results["hola_consistency"].mean((1, 3))  # (sweep, order)
-    middle.plot(sweep, results["consistency"].mean(2), color=COLOR, linewidth=0.5)
-    middle.plot(sweep, results["consistency"].mean((1, 2)), "o-", color=COLOR, label="COLA")
+    middle.plot(sweep, results["consistency"].mean(2), color="tab:purple", linewidth=0.5)
+    middle.plot(sweep, results["consistency"].mean((1, 2)), "o-", color="tab:purple", label="COLA")
     cosine = results["hola_cosine"].mean((1, 3))
     for order, style in zip(ORDERS, ("-", "--", "-.", ":")):
         line = dict(linestyle=style, color="tab:green", marker=".", label=f"HOLA({order})")
@@ -351,8 +361,8 @@ def draw_consistency(figure, results: dict, config: Config):
         if order in ORDERS[:-1]:  # at alpha = 0 all of HOLA is consistent
             middle.plot(sweep, np.where(hola > 0, hola, np.nan)[:, order], **line)
     limit = 1e3 * hola[:, 0].max()  # where HOLA(n) explodes it leaves the picture
-    middle.set(xlabel=SYMBOL, ylabel="consistency loss, held out", yscale="log", ylim=(None, limit or None))
-    right.set(xlabel=SYMBOL, ylabel="cosine of COLA to HOLA")
+    middle.set(xlabel=r"$\alpha$", ylabel="consistency loss, held out", yscale="log", ylim=(None, limit or None))
+    right.set(xlabel=r"$\alpha$", ylabel="cosine of COLA to HOLA")
     middle.legend()
     right.legend()
 
@@ -360,6 +370,7 @@ def draw_consistency(figure, results: dict, config: Config):
 def main(argv=None):
     config, game, args = parse(argv, **SWITCHES)
     mesh, seeds = make_mesh(config, args)
+    make_output_folders(args)  # JAX has started by now
     sys.stdout = open(os.devnull, "w") if jax.process_index() > 0 else sys.stdout  # process 0 prints and writes
     run_on = f"jax {jax.__version__} on {mesh.size} x {jax.devices()[0].device_kind}"
     print(described := json.dumps(dataclasses.asdict(config) | {"run_on": run_on}), flush=True)
@@ -372,7 +383,7 @@ def main(argv=None):
     def save(state, curves):  # all that is needed to go on
         arrays = flatten("state", state) | flatten("curves", curves) | {"config": described}
         if jax.process_index() == 0:
-            write(path, partial(np.savez_compressed, **arrays))
+            write_file(path, partial(np.savez_compressed, **arrays))
 
     metrics = jax.eval_shape(chunk, seeds, state)[1]
     curves = {name: np.zeros((config.num_seeds, 0), metric.dtype) for name, metric in metrics.items()}
@@ -399,21 +410,21 @@ def main(argv=None):
 
     evaluation = gather(final(seeds, state.params))  # (seed, sweep, ...)
     # What `own_share` repeats comes last, and goes.
-    results = {name: array.swapaxes(0, 1)[: len(getattr(config, SWEEP))] for name, array in evaluation.items()}
+    results = {name: array.swapaxes(0, 1)[: len(config.eval_alphas)] for name, array in evaluation.items()}
     results |= {"sweep": np.float32(config.eval_alphas)} | curves | flatten("params", gather(state.params))
-    results |= {"grid": np.asarray(planar_grid(game))} if game.planar else {}
     if jax.process_index() > 0:
         return
-    write(args.results, partial(np.savez_compressed, config=described, **results))
-    size = (max(2 * len(results["sweep"]) + 1, 9), 8) if game.planar else (20, 9)
-    figure = Figure(figsize=size, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(5, 3))
-    top.suptitle(f"{NAME} on {game.name}, {config.num_seeds} seed(s)")
-    draw(top, results, game)
-    draw_consistency(bottom, results, config)
-    write(args.figure, partial(figure.savefig, dpi=150))
-    print_table(results, game)
-    print(f"wrote {args.results} and {args.figure}", flush=True)
+    report(
+        NAME,
+        game,
+        described,
+        config.eval_alphas,
+        results,
+        symbol=r"$\alpha$",
+        color="tab:purple",
+        out=args.out,
+        draw_below=lambda figure: draw_consistency(figure, results, config),
+    )
 
 
 # --- shared: devices and checkpoints ---
@@ -439,6 +450,7 @@ def make_mesh(config, args) -> tuple[Mesh, jax.Array]:
             jax.distributed.initialize(*(kind(word) for kind, word in words))
     except (ValueError, IndexError, RuntimeError) as error:
         args.refuse(f"argument --distributed: takes HOST:PORT COUNT INDEX, or a cluster ({error})".splitlines()[0])
+    check_devices()
     hosts = [[device for device in jax.devices() if device.process_index == i] for i in range(jax.process_count())]
     most = min(args.devices or 256, *map(len, hosts)) * len(hosts)
     divisors = lambda number: [count for count in range(1, most + 1) if number % count == 0]
@@ -515,7 +527,7 @@ def load_checkpoint(path, state, metrics: dict, config, args):
 # --- end shared ---
 
 
-# --- shared: command line, files, figure and table ---
+# --- shared: command line of scripts that train ---
 def check(config):
     """Raise ValueError where a field is out of the range in its type: flag, what it takes. Lists become tuples."""
     for name, hint in list(get_type_hints(Config, include_extras=True).items())[1:]:  # all but the game
@@ -528,20 +540,33 @@ def check(config):
             raise ValueError(f"{name.replace('_', '-')}: takes {words}, not {' '.join(map(str, each))}")
 
 
+def game_name(text: str) -> str:
+    """The name of a game, for argparse."""
+    try:
+        return find_game(text).name
+    except ValueError as error:
+        raise ArgumentTypeError(str(error).removeprefix("game ")) from None
+
+
 def parse(argv, **switches):
     """The command line, a flag for each field of Config and for `switches`: (config, game, arguments)."""
     # argparse takes -1e6 for a flag, but not with a space before it.
     argv = [re.sub(r"^-(?=[\d.])", " -", word) for word in (sys.argv[1:] if argv is None else argv)]
     layout = dict(usage=SUPPRESS, formatter_class=RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False)
     parser = ArgumentParser(f"{NAME}.py", description=__doc__, **layout)
-    parser.add_argument("--game", default="ipd", choices=sorted(GAMES), help="the game (default: ipd)")
+    shown = f"the game: {', '.join(sorted(GAMES))}; or a variant of it: {VARIANTS_HELP} (default: ipd)"
+    parser.add_argument("--game", default="ipd", type=game_name, help=shown)
     parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in minutes")
     known = parser.parse_known_args(argv)[0]  # --help shows the defaults that go with these two
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")
     for name, settings in switches.items():
         parser.add_argument(f"--{name}", **settings)
-    hints, defaults = get_type_hints(Config, include_extras=True), make_config(known.game, known.quick)
+    try:
+        defaults = make_config(known.game, known.quick)
+    except ValueError as error:
+        parser.error(f"argument --{error}")
+    hints = get_type_hints(Config, include_extras=True)
     for name, comment in re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(Config), re.MULTILINE)[1:]:
         value, takes = getattr(defaults, name), hints[name].__metadata__
         settings = dict(type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None)
@@ -552,78 +577,22 @@ def parse(argv, **switches):
     args.refuse = parser.error
     try:
         config = make_config(**{name: value for name, value in vars(args).items() if name in (*hints, "quick")})
-        game = game_of(vars(config))
-        args.results = args.out / f"results/{getattr(config, 'name', NAME)}_{game.name}.npz"
-        args.figure = args.out / f"figures/{args.results.stem}.png"
-        for folder in (args.results.parent, args.figure.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-    except (ValueError, OSError) as error:
-        unwritable = f"out: takes a folder that can be written, not {args.out} ({getattr(error, 'strerror', None)})"
-        parser.error(f"argument --{unwritable if isinstance(error, OSError) else error}")
-    return config, game, args
+    except ValueError as error:
+        parser.error(f"argument --{error}")
+    args.results = args.out / f"results/{getattr(config, 'name', NAME)}_{config.game}.npz"
+    return config, find_game(config.game), args
 
 
-def write(path, save):
-    """Write a file by `save(path)`, beside its name, where no other run does, and move it into place."""
-    part = path.with_name(f"{os.getpid()}.{path.name}")
+def make_output_folders(args):
+    """Make results/ and figures/ once arguments and devices are checked, or refuse --out."""
     try:
-        save(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        make_folders(args.out)
+    except ValueError as error:
+        args.refuse(str(error))
 
 
-def draw(figure, results: dict, game: Game):
-    """Trajectories and basins of planar games (Fig. 2); of others returns (Fig. 3) and policies, for each seat."""
-    settings, rows = [f"{setting:g}" for setting in results["sweep"]], plays(results, game)
-    if game.planar:
-        edge = game.extent * 29 / 28  # each point of the grid in the middle of its cell
-        for i, (top, bottom) in enumerate(figure.subplots(2, len(settings), sharex=True, sharey=True, squeeze=False).T):
-            for path in results["trajectories"][i, 0]:  # (time, 2), of the first seed; a dot where it ends
-                top.plot(*path.T, ".-", color=COLOR, linewidth=0.6, markevery=[-1], markeredgecolor="black")
-            in_b = (results["endpoints"][i] > 0).all(-1).mean(0)  # (29, 29), gray where seeds differ
-            bottom.imshow(in_b, origin="lower", extent=(-edge, edge) * 2, cmap="gray", vmin=0, vmax=1)
-            top.set(title=f"{SYMBOL} = {settings[i]}", ylabel="$x_2$", aspect=1, xlim=(-edge, edge), ylim=(-edge, edge))
-            bottom.set(title=f"{in_b.mean():.1%} at $x_1, x_2 > 0$", xlabel="$x_1$", ylabel="$x_2$")
-        return
-    panels = figure.subplots(len(rows), len(rows[0]) + 1, squeeze=False)
-    for seat, (row, (*axes, last)) in enumerate(zip(rows, panels)):
-        for axis, (title, agent, other, returns, mean, error) in zip(axes, row):
-            axis.errorbar(settings, mean[:, 0], error[:, 0], fmt="o-", color=COLOR, label=agent)
-            axis.errorbar(settings, mean[:, 1], error[:, 1], fmt="s--", color="black", label=other)
-            axis.plot(settings, returns[..., 0].mean(2), ".-", color=COLOR, linewidth=0.4, markersize=3)  # of each seed
-            axis.set(title=title, xlabel=SYMBOL, ylabel="expected return")
-            axis.tick_params("x", rotation=45)
-            axis.sharey(axes[0])
-            axis.legend()
-        show = jax.nn.sigmoid if game.iterated else jnp.vectorize(game.features, signature="(p,n)->(p,m)")
-        columns = dict(zip(settings, show(results["policies"])[..., seat, :].mean((1, 2))))
-        columns |= {"tit-for-tat": [label.endswith(("init", "C")) for label in game.labels]} if game.iterated else {}
-        last.imshow(np.transpose([*columns.values()]), cmap="YlGn", aspect="auto", alpha=0.7)
-        for (j, i), value in np.ndenumerate([*columns.values()]):
-            last.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small")
-        last.set_xticks(range(len(columns)), columns, rotation=45)
-        last.set(title="policies in self-play", xlabel=SYMBOL, yticks=range(len(game.labels)), yticklabels=game.labels)
-
-
-def print_table(results: dict, game: Game):
-    """Means and standard errors of returns, agent : other, over all pairs; shares of the grid that end at B."""
-    for row in plays(results, game):
-        print(SWEEP.rjust(11), *(f"{agent} : {other}".rjust(34) for _, agent, other, *_ in row))
-        for i, setting in enumerate(results["sweep"]):
-            fours = (np.stack([mean[i], error[i]], 1).ravel() for *_, mean, error in row)
-            print(f"{setting:11g}", *("{:.3f} +- {:.3f} : {:.3f} +- {:.3f}".format(*four).rjust(34) for four in fours))
-    if game.planar:
-        print("share that ends at x_1, x_2 > 0:", *(f"{share:.3f}" for share in results["basin_fraction"].mean(1)))
+# --- end shared ---
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, AssertionError) as error:  # from outside: a line
-        reason = str(error) or isinstance(error, AssertionError) * os.environ.get("JAX_PLATFORMS", "")  # no such one
-        if not isinstance(error, BrokenPipeError):  # whoever read the output is gone
-            print(f"{NAME}.py: {type(error).__name__} {reason}".splitlines()[0], file=sys.stderr)
-        os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)  # after sys.exit JAX may crash, a pipe complain
-# --- end shared ---
+    run_script(main)

@@ -1,90 +1,112 @@
-"""Differentiable two-player games: pure functions from a pair of policies to a pair of expected returns.
+"""Two-player games, how learning rules are followed in them, and how a run is reported.
 
-`x` is always (2, n), float32: row i holds player i's parameters. `f(x)` is always (2,): expected returns, to be
-maximised. A batch is a `jax.vmap`; no function here takes a batch axis of its own accord.
+Conventions, the same in every file:
 
-A policy of an iterated game is 5 log-odds of *cooperating* (of the first action, in games without that word) in the
-order `init, DD, CD, DC, CC`. In every label the first letter is one's own action, so tit-for-tat is C, D, D, C, C for
-both players: cooperate at first and wherever the second letter is C. Joint states are `(DD, CD, DC, CC)` as player 1
-sees them: what is CD to player 1 is DC to player 2. `make_game` has policies of other kinds, networks or such as see
-two rounds; `log_odds` are what they do, in any case.
+    x       a joint policy, (2, n), float32: row i holds player i's parameters
+    f(x)    expected returns, (2,), to be maximised
+    step    a learning rule: the joint policy x(t) -> x(t + 1)
 
-Add a game with one entry in `GAMES`: README.md has an example. What becomes of policies in a game is below the games.
-Equations without another source are those of Cooijmans et al., Learning with Learning Awareness using Meta-Values. The
-2x2 games, a player's payoffs in CC, CD, DC, DD, its own action first, and in brackets player 2's where they are others:
+No function takes a batch axis: a batch is a `jax.vmap`.
 
-one round, x the log-odds of C
-  matching_pennies    1, -1, -1, 1 (-1, 1, 1, -1). Heads or tails; player 1 wins where they match (von Neumann, 1928).
-  ultimatum           5, 5, 8, 0 (5, 2, 5, 0). Player 1 offers half of 10 (C) or 2 (D); player 2 would take an unfair
-                      offer (C) or refuse it (D). Naive learners mostly end at 8 : 2 (Hutter, 2020).
-  stackelberg         1, 3, 2, 4 (0, 1, 2, 0). D dominates for player 1, and (D, C) is the only equilibrium, at 2 : 1.
-                      If player 1 commits to C, player 2 answers D, at 3 : 2 (Conitzer and Sandholm, 2006).
-iterated
-  ipd                 -1, -3, 0, -2. The Iterated Prisoner's Dilemma (Sec. 5.2).
-  imp                 1, -1, -1, 1 (-1, 1, 1, -1). Iterated matching pennies (Foerster et al., 2018).
-  chicken             0, -1, 1, -100. Swerve (C) or drive on (D); if both drive on it is a catastrophe (Russell, 1959).
-  stag_hunt           4, 1, 3, 2. The stag (C) takes two hunters, a hare (D) one (Skyrms, 2004).
-  bach_or_stravinsky  3, 0, 0, 2 (2, 0, 0, 3). Together in any case, player 1 rather to Bach (C), player 2 to Stravinsky
-                      (D) (Luce and Raiffa, 1957, as the battle of the sexes).
-  hawk_dove           1, 0, 2, -1. Share the prize of 2 (C, the dove) or fight for it (D, the hawk), at the risk of an
-                      injury of 4 (Maynard Smith and Price, 1973).
-  contribution        .33, -.335, .665, 0. Give 1 (C) or nothing (D), and get half of 1.33 times what was given by both.
-                      Zhao et al. (2022) have factors c of 1.1, 1.25, 1.33, 1.4, 1.6: c - 1, c / 2 - 1, c / 2, 0.
+A policy of an iterated game is five log-odds of cooperating: in the first round (init),
+and after DD, CD, DC, CC, the joint actions of the round before, one's own action first.
+Tit-for-tat cooperates first and after DC and CC: about (9, -9, -9, 9, 9), for both
+players. (Variants of games have others: 21 log-odds where players see two rounds, or
+the weights of a network that gives them.) Joint actions are always in the order DD, CD,
+DC, CC, but for payoffs as they are written, in the textbooks' order, own action first:
+
+                           other cooperates    other defects
+    ipd    I cooperate            -1                 -3
+           I defect                0                 -2
+
+`GAMES` has the games, with their sources. A variant of a game is a game as well: its
+name says what is different, as in `ipd+mlp` or `imp+memory=2+discount=0.9`. `find_game`
+makes it, from the words in `VARIANTS`.
+
+Equations without another source are those of Cooijmans, Aghajohari and Courville
+(2023), Learning with Learning Awareness using Meta-Values.
 """
 
-import inspect
+import dataclasses
 import itertools
+import json
+import os
+import re
+import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
+
+JOINT_ACTIONS = ("DD", "CD", "DC", "CC")  # one's own action first
+
+
+class Rules(NamedTuple):
+    """What an iterated 2x2 game is made of: `iterated_game` makes a `Game` of it.
+
+    (The rules of a game. A rule that players learn by is a `step`.)
+    """
+
+    own: tuple[float, ...]  # player 1's payoffs in CC, CD, DC, DD, its own action first
+    other: tuple[float, ...]  # player 2's payoffs, its own action first
+    discount: float = 0.96  # of the game
+    memory: int = 1  # how many rounds policies see
+    policy: str = "table"  # what parameters x are: a key of `POLICIES`
+    table_scale: float = 1.0  # of the random log-odds that tables start with
+    network_scale: float = 1.0  # of the random weights that networks start with
+    lr: float = 2.0  # step size of tables that see one round
+    episodes: int = 0  # learners see estimates of f from so many episodes; 0: f itself
+    length: int = 150  # rounds of an episode
+
+    @property
+    def payoffs(self) -> tuple[tuple[float, ...], ...]:
+        """Both players' payoffs in DD, CD, DC, CC as player 1 sees them. (2, 4)."""
+        cc_1, cd_1, dc_1, dd_1 = self.own
+        cc_2, cd_2, dc_2, dd_2 = self.other
+        # Player 2 calls it DC where player 1 says CD.
+        return (dd_1, cd_1, dc_1, cc_1), (dd_2, dc_2, cd_2, cc_2)
 
 
 class Game(NamedTuple):
-    """A two-player differentiable game, its policies and what a figure needs to know of them."""
+    """A differentiable game between two players, and the settings that suit it."""
 
     name: str
-    n: int  # parameters per player
-    f: Callable[[jax.Array], jax.Array]  # (2, n) -> (2,), expected returns
-    init: Callable[[jax.Array], jax.Array]  # key -> (2, n), initial policies
-    features: Callable[[jax.Array], jax.Array]  # (2, n) -> (2, m), the policies as a model sees them, row by row
-    symmetric: bool  # does f_1(a, b) = f_2(b, a) hold?
-    labels: tuple[str, ...]  # one for each number that a model sees; in an iterated game for each observation
-    lr: float = 1.0  # a step size of the policies that suits the game
-    alphas: tuple[float, ...] = (0.0, 1.0, 2.0, 5.0, 10.0)  # look-ahead steps that suit it
-    extent: float = 10.0  # planar games are surveyed and drawn on [-extent, extent]^2
-    payoffs: tuple[tuple[float, ...], ...] = ()  # of an iterated game: each player's, as `joint_payoffs` takes them
-    discount: float | None = None  # of an iterated game
-    start: tuple[float, float] = (1.0, 1.0)  # of an iterated game: how large initial tables and networks are
-    log_odds: Callable[[jax.Array], jax.Array] = lambda x: x  # of cooperating, in an iterated game, (2, n) -> (2, o)
-    kind: tuple[str, int, int] = ("tabular", 1, 0)  # of an iterated game's policies: policy, memory, probes
-    # key, (2, n) -> (2,): a random estimate of f, whose derivatives (for LOLA second ones, too) are estimates. None if
-    # learners have f itself. If nobody has it, f is an estimate by a fixed key, partial(sample, jax.random.key(0)).
-    sample: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    n: int  # number of parameters of a player's policy
+    f: Callable  # (2, n) -> (2,), expected returns
+    init: Callable  # key -> (2, n), initial policies
+    features: Callable  # (2, n) -> (2, m), what a network sees of policies, by row
+    labels: tuple[str, ...]  # of the numbers that figures show of a policy
+    symmetric: bool  # f_1(a, b) = f_2(b, a)?
+    lr: float = 1.0  # step size of learners
+    alphas: tuple[float, ...] = (0.0, 1.0, 2.0, 5.0, 10.0)  # look-ahead step sizes
+    extent: float = 10.0  # planar games are surveyed on [-extent, extent]^2
+    rules: Rules | None = None  # of an iterated game
+    # (2, n) -> (2, o): log-odds of cooperating (C). None: policies are no such thing.
+    log_odds: Callable | None = None
+    # Where learners do not know f: (key, x) -> (2,), a random estimate of f(x), whose
+    # derivatives are estimates of f's derivatives.
+    sample: Callable | None = None
 
     @property
     def planar(self) -> bool:
-        """One parameter per player: the joint policy space is a plane that can be drawn."""
+        """One parameter for each player: all joint policies are a plane."""
         return self.n == 1
 
     @property
     def iterated(self) -> bool:
-        """Is it an iterated 2x2 game, with policies that see the last rounds?"""
-        return bool(self.payoffs)
-
-    def returns(self, key: jax.Array | None = None) -> Callable[[jax.Array], jax.Array]:
-        """What a learner ascends, (2, n) -> (2,): f, or with a key the estimate that is sampled by it."""
-        if key is not None and self.sample is None:
-            raise ValueError(f"game: takes one with samples, make_game(..., episodes=...), not {self.name}")
-        return self.f if key is None else partial(self.sample, key)
+        """Is it an iterated 2x2 game, between policies that see the last rounds?"""
+        return self.rules is not None
 
 
-def simultaneous_gradient(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """The simultaneous gradient of Eq. 1: row i is the derivative of f_i by x_i.
+def simultaneous_gradient(f: Callable, x: jax.Array) -> jax.Array:
+    """Row i is the derivative of f_i by x_i (the barred nabla of Eq. 1).
 
     Args:
       f: differentiable game, (2, n) -> (2,).
@@ -95,595 +117,1274 @@ def simultaneous_gradient(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> 
     """
     chex.assert_shape(x, (2, None))
     returns, pull_back = jax.vjp(f, x)
-    return jnp.stack([pull_back(own)[0][i] for i, own in enumerate(jnp.eye(2, dtype=returns.dtype))])
+    of_1, of_2 = jnp.eye(2, dtype=returns.dtype)
+    (gradient_1,) = pull_back(of_1)  # (2, n): the derivatives of f_1 by x_1 and x_2
+    (gradient_2,) = pull_back(of_2)
+    return jnp.stack([gradient_1[0], gradient_2[1]])
+
+
+# --- Planar games: one parameter for each player --------------------------------------
 
 
 def logistic(x: jax.Array) -> jax.Array:
     """The Logistic Game, Eq. 8 (Letcher, 2018). (2, 1) -> (2,).
 
-    The divisor is the 10000 of the Meta-Values paper, not the 1000 in Letcher's print. The stable fixed points are
-    B = (5.0307, 5.0307), where both players get 3.8584, and A = -B, where both get -0.0897; the origin is a saddle.
+    The divisor is the 10000 of the Meta-Values paper, not the 1000 in Letcher's print.
+    The stable fixed points are B = (5.0307, 5.0307), where both players get 3.8584, and
+    A = -B, where both get -0.0897; the origin is a saddle.
     """
-    own, other = x[:, 0], x[::-1, 0]
+    own = x[:, 0]
+    other = x[::-1, 0]
+    pull = -4 * jax.nn.sigmoid(own) * (1 - 2 * jax.nn.sigmoid(other))
     bowl = own**2 * other**2 + (own - other) ** 2 * (own + other) ** 2
-    return -4 * jax.nn.sigmoid(own) * (1 - 2 * jax.nn.sigmoid(other)) - bowl / 10000
+    return pull - bowl / 10000
 
 
 def tandem(x: jax.Array) -> jax.Array:
-    """Tandem, f_i = 2 x_i - (x_1 + x_2)^2 (Letcher et al., 2019, as a maximisation). (2, 1) -> (2,).
+    """f_i = 2 x_i - (x_1 + x_2)^2 (Letcher et al., 2019, maximised). (2, 1) -> (2,).
 
-    Naive learners stop on the line x_1 + x_2 = 1, where the sum of their returns is 0, and so does LookAhead. Every
-    form of LOLA, which differentiates through the other's step, has a line of its own, further out and worse for both
-    (Taylor's whole form for alpha < 1/4 alone): each player pushes on, sure that the other will yield.
+    Naive learners stop on the line x_1 + x_2 = 1, where the sum of their returns is 0,
+    and so does LookAhead. Each form of LOLA (the variants in lola.py) stops on a line
+    of its own, further out and worse for both: each player pushes on, sure that the
+    other will yield. This holds for small alpha. `taylor-stop`, LOLA as published,
+    stops where x_1 + x_2 = 1 / (1 - 2 alpha) if alpha < 1/2, and `taylor` stops if
+    alpha < 1/4; with a larger alpha their policies grow without bound.
     """
     own = x[:, 0]
     return 2 * own - own.sum() ** 2
 
 
 def hamiltonian(x: jax.Array) -> jax.Array:
-    """The Hamiltonian game, f = (x_1 x_2, -x_1 x_2) (Balduzzi et al., 2018). (2, 1) -> (2,).
+    """f = (x_1 x_2, -x_1 x_2) (Balduzzi et al., 2018). (2, 1) -> (2,).
 
-    Its only fixed point is the origin. Naive learners circle it ever further out, by a factor sqrt(1 + lr^2) a step;
-    looking ahead by alpha adds a pull inwards. Exact LOLA converges where 4 alpha > lr (1 + 4 alpha^2), LookAhead and
-    LOLA as published where 2 alpha > lr (1 + alpha^2).
+    Its only fixed point is the origin. Naive learners circle it ever further out, by a
+    factor sqrt(1 + lr^2) a step; looking ahead by alpha adds a pull inwards. Exact LOLA
+    converges where 4 alpha > lr (1 + 4 alpha^2), LookAhead and LOLA as published where
+    2 alpha > lr (1 + alpha^2).
     """
     product = x[0, 0] * x[1, 0]
     return jnp.stack([product, -product])
 
 
 def balduzzi(x: jax.Array) -> jax.Array:
-    """f = (-x_1^2 / 2 - 10 x_1 x_2, -x_2^2 / 2 + 10 x_1 x_2) (Balduzzi et al., 2018). (2, 1) -> (2,).
+    """A weak attractor, the origin, in strong rotation (Balduzzi et al., 2018).
 
-    A weak attractor, the origin, in strong rotation: naive learners converge for lr < 2 / 101 alone, those that look a
-    little ahead for larger steps, too.
+    f = (-x_1^2 / 2 - 10 x_1 x_2, -x_2^2 / 2 + 10 x_1 x_2). (2, 1) -> (2,). Naive
+    learners converge only if lr < 2 / 101. With a small look-ahead, larger lr will do.
     """
-    own, product = x[:, 0], x[0, 0] * x[1, 0]
+    own = x[:, 0]
+    product = x[0, 0] * x[1, 0]
     return jnp.stack([-10 * product, 10 * product]) - own**2 / 2
 
 
 def two_hills(x: jax.Array) -> jax.Array:
-    """One objective for both players, f_1 = f_2 = 2 / (1 + |x + 5|^2 / 40) + 3 / (1 + |x - 5|^2 / 20). (2, 1) -> (2,).
+    """One objective for both players: two hills in a plane. (2, 1) -> (2,).
 
-    Two hills in a plane, each coordinate a player's. Their tops are at (-4.73, -4.73), where f is 2.279, and at
-    (4.91, 4.91), where it is 3.336. Naive learners do gradient ascent: from half of the plane to the lower one.
+    f_1 = f_2 = 2 / (1 + |x + 5|^2 / 40) + 3 / (1 + |x - 5|^2 / 20). The tops are at
+    (-4.73, -4.73), where f is 2.279, and at (4.91, 4.91), where it is 3.336. Naive
+    learners do gradient ascent: from half of the plane to the lower one.
     """
-    lower, higher = 2 / (1 + ((x + 5) ** 2).sum() / 40), 3 / (1 + ((x - 5) ** 2).sum() / 20)
+    lower = 2 / (1 + ((x + 5) ** 2).sum() / 40)
+    higher = 3 / (1 + ((x - 5) ** 2).sum() / 20)
     return jnp.stack([lower + higher, lower + higher])
 
 
-def planar_game(name: str, f, start: float, scale: float, symmetric: bool = False, **settings) -> Game:
-    """A `Game` of one parameter for each player: it starts uniform in +-`start`, and models see it over `scale`."""
-    init = lambda key: jax.random.uniform(key, (2, 1), minval=-start, maxval=start)
-    return Game(name, 1, f, init, lambda x: x / scale, symmetric, labels=("x",), **settings)
+def planar_game(name, f, start, scale, symmetric=False, **settings) -> Game:
+    """A `Game` of one parameter for each player.
+
+    Args:
+      name: of the game.
+      f: returns, (2, 1) -> (2,).
+      start: parameters start uniform in [-start, start].
+      scale: what a model sees is x / scale.
+      symmetric: whether f_1(a, b) = f_2(b, a).
+      settings: other fields of `Game`.
+    """
+    return Game(
+        name=name,
+        n=1,
+        f=f,
+        init=lambda key: jax.random.uniform(key, (2, 1), minval=-start, maxval=start),
+        features=lambda x: x / scale,
+        labels=("x",),
+        symmetric=symmetric,
+        **settings,
+    )
+
+
+def joint_actions(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Probabilities of DD, CD, DC, CC, as player 1 sees them. (...), (...) -> (..., 4).
+
+    `first` and `second` are the players' probabilities of cooperating.
+    """
+    dd = (1 - first) * (1 - second)
+    cd = first * (1 - second)
+    dc = (1 - first) * second
+    cc = first * second
+    return jnp.stack([dd, cd, dc, cc], axis=-1)
+
+
+def matrix_game(name, own, other, **settings) -> Game:
+    """A `Game` of one round of a 2x2 game; x are log-odds of the first action, C.
+
+    `own` and `other` are the players' payoffs in CC, CD, DC, DD, own action first.
+    """
+    payoffs = Rules(own, other).payoffs
+
+    def f(x):
+        first, second = jax.nn.sigmoid(x[:, 0])
+        joint = joint_actions(first, second)
+        # A sum, not a product of matrices, whose factors a GPU rounds to 10 bits.
+        return (jnp.asarray(payoffs, x.dtype) * joint).sum(axis=-1)
+
+    return Game(
+        name=name,
+        n=1,
+        f=f,
+        init=lambda key: jax.random.normal(key, (2, 1)),
+        features=jax.nn.sigmoid,
+        labels=("x",),
+        symmetric=own == other,
+        extent=3.0,
+        log_odds=lambda x: x,
+        **settings,
+    )
+
+
+# --- Iterated games: what players see -------------------------------------------------
 
 
 def observations(memory: int) -> tuple[str, ...]:
-    """What a player may have seen of the last rounds when it acts, older rounds first: `init`, `DD`, ..., `CC CC`."""
-    pasts = (itertools.product(("DD", "CD", "DC", "CC"), repeat=rounds) for rounds in range(memory + 1))
-    return tuple(" ".join(past) or "init" for past in itertools.chain(*pasts))
+    """What a player may have seen of the last rounds when it acts, older rounds first.
+
+    `init`, `DD`, `CD`, `DC`, `CC`; with a memory of two then `DD DD`, ..., `CC CC`.
+    """
+    labels = ["init"]
+    for rounds in range(1, memory + 1):
+        for past in itertools.product(JOINT_ACTIONS, repeat=rounds):
+            labels.append(" ".join(past))
+    return tuple(labels)
 
 
 def seen_by_the_other(memory: int) -> np.ndarray:
-    """The index of the other player's observation for each of one's own: player 1's CD is player 2's DC."""
-    first, *pasts = observations(memory)
-    swapped = [" ".join(letters[::-1] for letters in past.split()) for past in pasts]
-    return np.vectorize(observations(memory).index)([first, *swapped])
+    """The index of the other player's observation for each of one's own. (o,)."""
+    labels = observations(memory)
+    indices = [0]
+    for label in labels[1:]:
+        mirrored = [joint[::-1] for joint in label.split()]  # its CD is my DC
+        indices.append(labels.index(" ".join(mirrored)))
+    return np.array(indices)
 
 
 def next_observations(memory: int) -> np.ndarray:
-    """What is observed next, by its index: after each observation, when DD, CD, DC or CC is played. (o, 4)."""
-    pasts = [past.replace("init", "").split() for past in observations(memory)]
-    names = [[" ".join([*past, now][-memory:]) for now in ("DD", "CD", "DC", "CC")] for past in pasts]
-    return np.vectorize(observations(memory).index)(names)
+    """The index of what is seen next, after each observation and joint action. (o, 4).
+
+    Joint actions are in the order DD, CD, DC, CC.
+    """
+    labels = observations(memory)
+    rows = []
+    for label in labels:
+        past = label.replace("init", "").split()
+        following = [[*past, joint][-memory:] for joint in JOINT_ACTIONS]
+        rows.append([labels.index(" ".join(rounds)) for rounds in following])
+    return np.array(rows)
+
+
+def memory_of(x: jax.Array) -> int:
+    """How many rounds policies see, from their log-odds (2, o): 5, 21 or 85 columns."""
+    chex.assert_shape(x, (2, {5, 21, 85}))
+    return {5: 1, 21: 2, 85: 3}[x.shape[1]]
+
+
+# --- Iterated games: returns ----------------------------------------------------------
 
 
 @jax.jit
 def eliminate(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Solve a y = b for y by Gauss-Jordan elimination, (s, s), (s,) -> (s,).
+    """Solve a y = b by Gauss-Jordan elimination without pivoting. (s, s), (s,) -> (s,).
 
-    Unrolled, it fuses into few loops over a batch, where jnp.linalg.solve is a library call for each system. There is
-    no pivoting: `a` must be diagonally dominant by rows or by columns. Under `jit` it is traced once, and not again in
-    each of the many derivatives that look-ahead takes.
+    `a` must be diagonally dominant by rows or by columns. Unrolled, it is fused into a
+    few loops over a batch, where jnp.linalg.solve calls a library for each system.
     """
     for i in range(len(b)):
-        ratio = jnp.where(np.arange(len(b)) == i, 0, a[:, i] / a[i, i])
-        a, b = a - ratio[:, None] * a[i], b - ratio * b[i]
+        is_other_row = np.arange(len(b)) != i
+        ratio = jnp.where(is_other_row, a[:, i] / a[i, i], 0)
+        b = b - ratio * b[i]
+        a = a - ratio[:, None] * a[i]
     return b / jnp.diagonal(a)
 
 
 def state_distribution(x: jax.Array, discount: float) -> jax.Array:
-    """Discounted share of the time that two policies spend in each joint state of an iterated 2x2 game.
+    """Discounted shares of DD, CD, DC, CC, as player 1 sees them, in all rounds. (4,).
 
-    Policies see the last m rounds, 4^m pasts. With p the distribution of the first m and P the transition matrix, the
-    row vector y = (1 - discount) sum_t discount^t p P^t solves y (I - discount P) = (1 - discount) p. These are the
-    shares of the rounds from the m-th on; those of the rounds before are added.
+    What players see from the second round on is a Markov chain. With s the distribution
+    of what they see in that round and P the transition matrix, the row vector
+    y = (1 - discount) s (I - discount P)^-1 has the discounted shares of all that is
+    seen, and a share of DD is the sum over what ends with DD.
 
     Args:
-      x: log-odds of cooperating, (2, o), in the order of `observations`: o = 5 for m = 1, 21 for m = 2, 85 for m = 3.
+      x: log-odds of cooperating, (2, o), in the order of `observations`: o = 5 if
+        policies see one round, 21 if they see two, 85 for three.
       discount: the game's own discount, in [0, 1).
 
     Returns:
-      (4,), probabilities of DD, CD, DC, CC as player 1 sees them; they sum to 1.
+      (4,), probabilities; they sum to 1.
     """
-    chex.assert_shape(x, (2, {5, 21, 85}))
-    memory = (5, 21, 85).index(x.shape[1]) + 1
-    ours, theirs = jax.nn.sigmoid(x)
-    theirs = theirs[seen_by_the_other(memory)]
-    joint = jnp.stack([(1 - ours) * (1 - theirs), ours * (1 - theirs), (1 - ours) * theirs, ours * theirs])  # (4, o)
-    # What happens after pasts of 0, ..., m - 1 rounds, and of m, the states from then on.
-    *short, whole = jnp.split(joint, [(4**rounds - 1) // 3 for rounds in range(1, memory + 1)], axis=1)
-    past, opening = jnp.ones(1, joint.dtype), []  # probabilities of all pasts of so many rounds
-    for rounds, now in enumerate(short):
-        past = (past * now).T.ravel()
-        opening.append(discount**rounds * past.reshape(-1, 4).sum(0))
-    # The transpose of I - discount P: entry [t, s] goes from s to t, if t's older rounds are s's newer ones.
-    t, s = np.indices((4**memory, 4**memory))
-    arrives = jnp.where(t // 4 == s % 4 ** (memory - 1), jnp.tile(whole, (4 ** (memory - 1), 1)), 0)
-    a = jnp.eye(4**memory, dtype=joint.dtype) - discount * arrives
-    # Derivatives solve the system again instead of going through the elimination: look-ahead takes several of them.
-    later = jax.lax.custom_linear_solve(
-        lambda y: (a * y).sum(1),  # not a matrix product, which a GPU would round to TF32
-        (1 - discount) * discount ** (memory - 1) * past,
+    memory = memory_of(x)
+    first, second = jax.nn.sigmoid(x)
+    joint = joint_actions(first, second[seen_by_the_other(memory)])  # (o, 4)
+
+    # The chance to get from each observation to each other one. Column t is observation
+    # t + 1, as init is never seen again, and ends with joint action t % 4.
+    columns = np.arange(len(joint) - 1)
+    follows = next_observations(memory)[:, columns % 4] == columns + 1
+    chance = jnp.tile(joint, len(columns) // 4)
+    chance = jnp.where(follows, chance, 0)  # (o, o - 1)
+    start = chance[0]
+    transition = chance[1:]
+
+    # With a = I - discount P transposed, a y = (1 - discount) s. Derivatives solve the
+    # system again, and do not go through the elimination: look-ahead takes several.
+    # Sums, not products of matrices, whose factors a GPU rounds to 10 bits.
+    a = jnp.eye(len(columns), dtype=x.dtype) - discount * transition.T
+    shares = jax.lax.custom_linear_solve(
+        lambda y: (a * y).sum(axis=1),
+        (1 - discount) * start,
         solve=lambda _, b: eliminate(a, b),
         transpose_solve=lambda _, b: eliminate(a.T, b),
     )
-    return later.reshape(-1, 4).sum(0) + (1 - discount) * sum(opening[:-1])  # the m-th round is in `later`
+    return shares.reshape(-1, 4).sum(axis=0)
 
 
-def iterated_returns(x: jax.Array, payoffs: tuple[tuple[float, ...], ...], discount: float) -> jax.Array:
-    """Exact expected returns of an infinitely iterated 2x2 game, normalised: (1 - discount) times the discounted sum.
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """x, in float32 if it is in half precision, too little for a linear system."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def iterated_returns(x: jax.Array, payoffs, discount: float) -> jax.Array:
+    """Exact returns of an infinitely iterated 2x2 game, for one round. (2, o) -> (2,).
+
+    They are normalised: (1 - discount) times the discounted sum, in units of payoff.
 
     Args:
-      x: log-odds of cooperating, (2, o), in the order of `observations`, (2, 5) of memory-one policies.
-      payoffs: (2, 4): each player's payoff in the joint states DD, CD, DC, CC as player 1 sees them.
+      x: log-odds of cooperating, (2, o), as `state_distribution` takes them.
+      payoffs: each player's in DD, CD, DC, CC as player 1 sees them, (2, 4).
       discount: the game's own discount, in [0, 1).
-
-    Returns:
-      (2,), in units of payoff for one round.
     """
     x = jnp.asarray(x)
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # half a precision is not enough for the system
-    distribution = state_distribution(wide, discount)
-    return (jnp.asarray(payoffs, wide.dtype) * distribution).sum(-1).astype(x.dtype)
+    wide = at_least_float32(x)
+    shares = state_distribution(wide, discount)
+    returns = (jnp.asarray(payoffs, wide.dtype) * shares).sum(axis=-1)
+    return returns.astype(x.dtype)
 
 
-memory_one_returns = iterated_returns  # of (2, 5)
+memory_one_returns = iterated_returns  # of x (2, 5)
 
 
-def sampled_returns(
-    key: jax.Array, x: jax.Array, payoffs, discount: float, episodes: int, length: int, baseline: bool = True
-) -> jax.Array:
-    """Estimate `iterated_returns` from episodes that two policies play. (2, o) -> (2,), differentiable to any order.
+def log_joint_actions(x: jax.Array, seen_by_2: np.ndarray) -> jax.Array:
+    """Log-probabilities of DD, CD, DC, CC after what player 1 sees. (2, o) -> (4, o).
 
-    The value is the mean over episodes of (1 - discount) / (1 - discount^length) sum_t discount^t r_t. It is unbiased,
-    as derivatives are, for a game that ends after so many rounds and has the same sum of weights. The infinite one
-    differs by discount^length times the range of payoffs at most: choose a length that makes this small. Derivatives
-    are DiCE's (Foerster et al., 2018), those of
+    `seen_by_2` has the index of what player 2 sees then, (o,).
+    """
+    log_d = jax.nn.log_sigmoid(-x)
+    log_c = jax.nn.log_sigmoid(x)
+    log_d_2 = log_d[1, seen_by_2]
+    log_c_2 = log_c[1, seen_by_2]
+    dd = log_d[0] + log_d_2
+    cd = log_c[0] + log_d_2
+    dc = log_d[0] + log_c_2
+    cc = log_c[0] + log_c_2
+    return jnp.stack([dd, cd, dc, cc])
 
-        sum_t discount^t w_t r_t,    w_t = prod_{u <= t} p_u / [p_u],
 
-    with p_t the probability of the joint action of round t, and [p] = p but constant: w_t is 1 but for its derivatives.
+def draw_actions(key: jax.Array, thresholds: jax.Array) -> jax.Array:
+    """A joint action for each episode, 0 to 3. (3, episodes) -> (episodes,).
 
-    The baseline b_t of an episode is the mean reward of all others in the same round, and adds (1 - w_t) b_t: this is
-    0, and so are its derivatives in expectation, as b_t is of other episodes. It is the same estimator as Loaded DiCE's
-    (Farquhar et al., 2019) with leave-one-out mean returns from round t on as baselines, summed by parts.
+    `thresholds` are cumulative probabilities. The action is the number of those that a
+    uniform random number exceeds.
+    """
+    uniform = jax.random.uniform(key, thresholds.shape[1:], thresholds.dtype)
+    return (uniform >= thresholds).sum(axis=0)
+
+
+def estimate_reward(reward: jax.Array, log_weight: jax.Array) -> jax.Array:
+    """Mean over episodes of w r + (1 - w) b, with b the mean reward of all others.
+
+    Rewards r are (2, episodes), log w is (episodes,). Returns (2,).
+    """
+    episodes = reward.shape[1]
+    mean = reward.mean(axis=1, keepdims=True)
+    baseline = (episodes * mean - reward) / max(episodes - 1, 1)
+    # The mean of b is that of r.
+    estimate = mean + (jnp.exp(log_weight) - 1) * (reward - baseline)
+    return estimate.mean(axis=1)
+
+
+def sampled_returns(key, x, payoffs, discount, episodes: int, length: int) -> jax.Array:
+    """Estimate `iterated_returns` from episodes that two policies play. (2, o) -> (2,).
+
+    The value is the mean over episodes of a weighted sum of rewards r(t), with weights
+    discount^t that sum to 1. It is unbiased for a game of so many rounds, and so are
+    derivatives of every order; the infinite game differs by discount^length times the
+    range of payoffs at most. Derivatives are DiCE's (Foerster et al., 2018), those of
+
+        sum_t discount^t w(t) r(t),    w(t) = product over u <= t of p(u) / [p(u)],
+
+    with p(t) the probability of the joint action of round t, and [p] the same number
+    held constant: w(t) is 1, but its derivatives are not 0. The baseline b(t) of an
+    episode is the mean reward of the other episodes in that round. It adds (1 - w(t))
+    b(t), which is 0, and so are its derivatives in expectation. (This is Loaded DiCE,
+    Farquhar et al., 2019, with leave-one-out mean returns as baselines.)
 
     Args:
       key: draws the episodes.
       x, payoffs, discount: as in `iterated_returns`.
-      episodes, length: how many, and how many rounds each has.
-      baseline: whether to subtract it; a single episode has none.
+      episodes: how many there are. A single one has no baseline.
+      length: how many rounds each has.
     """
     x = jnp.asarray(x)
-    chex.assert_shape(x, (2, {5, 21, 85}))
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    memory = memory_of(x)
+    wide = at_least_float32(x)
     payoffs = jnp.asarray(payoffs, wide.dtype)
-    memory = (5, 21, 85).index(x.shape[1]) + 1
     next_seen = jnp.asarray(next_observations(memory), jnp.int32)
-    ours, theirs = jnp.stack([jax.nn.log_sigmoid(-wide), jax.nn.log_sigmoid(wide)], 1)  # of D and C, (2, o) each
-    log_joint = (theirs[:, None, seen_by_the_other(memory)] + ours).reshape(4, -1)  # of DD, CD, DC, CC
-    thresholds = jnp.cumsum(jnp.exp(jax.lax.stop_gradient(log_joint)), 0)[:3]
 
-    def play(carry, step):  # a round of all episodes
-        seen, log_weight = carry  # (episodes,) each: what player 1 sees, log w_t
-        key, share = step
-        # How many thresholds a uniform number passes says which joint action it is.
-        action = (jax.random.uniform(key, (episodes,), wide.dtype) >= thresholds[:, seen]).sum(0)  # the joint one
+    log_joint = log_joint_actions(wide, seen_by_the_other(memory))  # (4, o)
+    probabilities = jnp.exp(jax.lax.stop_gradient(log_joint))
+    thresholds = jnp.cumsum(probabilities, axis=0)[:3]
+
+    def play_round(carry, inputs):
+        seen, log_weight = carry  # what player 1 sees and log w(t), (episodes,) each
+        key, share = inputs
+        action = draw_actions(key, thresholds[:, seen])
         log_p = log_joint[action, seen]
         log_weight += log_p - jax.lax.stop_gradient(log_p)
-        rewards = payoffs[:, action]  # (2, episodes)
-        mean = rewards.mean(1, keepdims=True)
-        others = (episodes * mean - rewards) / max(episodes - 1, 1) if baseline else 0.0
-        estimate = share * (mean + (jnp.exp(log_weight) - 1) * (rewards - others)).mean(1)  # of w r + (1 - w) b
-        return (next_seen[seen, action], log_weight), estimate
 
-    shares = discount ** np.arange(length)
-    steps = jax.random.split(key, length), jnp.asarray(shares / shares.sum(), wide.dtype)
-    first = jnp.zeros(episodes, jnp.int32), jnp.zeros(episodes, wide.dtype)
-    return jax.lax.scan(play, first, steps)[1].sum(0).astype(x.dtype)
+        estimate = estimate_reward(payoffs[:, action], log_weight)
+        return (next_seen[seen, action], log_weight), share * estimate
+
+    weights = discount ** np.arange(length)
+    shares = jnp.asarray(weights / weights.sum(), wide.dtype)
+    start = (jnp.zeros(episodes, jnp.int32), jnp.zeros(episodes, wide.dtype))
+    inputs = (jax.random.split(key, length), shares)
+    _, estimates = jax.lax.scan(play_round, start, inputs)
+    return estimates.sum(axis=0).astype(x.dtype)
+
+
+# --- Iterated games: what parameters make of a policy ---------------------------------
+
+
+def table_log_odds(own: jax.Array, memory: int) -> jax.Array:
+    """Parameters are the log-odds themselves. (o,) -> (o,)."""
+    return own
+
+
+def skewed_log_odds(own: jax.Array, memory: int) -> jax.Array:
+    """A table whose first parameter acts on all log-odds. (o,) -> (o,).
+
+    z_0 = x_0 and z_k = x_k - 2 x_0. It shows which algorithms depend on how policies
+    are parametrised (after Zhao et al., 2022, who subtract another observation's).
+    """
+    return own.at[1:].add(-2 * own[0])
 
 
 def network_log_odds(own: jax.Array, memory: int) -> jax.Array:
-    """A policy that is a network of 16 tanh units: its log-odds of cooperating after each observation. (n,) -> (o,).
+    """A network of 16 tanh units, which sees the last rounds. (n,) -> (o,).
 
-    For each of the last m rounds it sees two symbols, one's own action and the other's, of three each, as one-hot: not
-    played yet, C, D. n = 96 m + 33, in the order weights (6 m, 16), biases (16,), weights (16,), bias (1,).
+    For each of the last m rounds it sees two symbols, one's own action and the other's,
+    as one-hot vectors over: not played yet, C, D. n = 96 m + 33, in the order weights
+    (6 m, 16), biases (16,), weights (16,), bias (1,).
     """
-    pasts = [["--"] * memory + past.replace("init", "").split() for past in observations(memory)]
-    inputs = np.array([[letter == symbol for letter in "".join(past[-memory:]) for symbol in "-CD"] for past in pasts])
+    inputs = []
+    for label in observations(memory):
+        past = ["--"] * memory + label.replace("init", "").split()
+        letters = "".join(past[-memory:])
+        inputs.append([letter == symbol for letter in letters for symbol in "-CD"])
+    is_seen = np.array(inputs)[:, :, None]  # (o, 6 m, 1)
+
     w, b, v, c = jnp.split(own, 96 * memory + np.array([0, 16, 32]))
-    units = jnp.tanh(jnp.where(inputs[:, :, None], w.reshape(-1, 16), 0).sum(1) + b)  # (o, 16)
-    return (units * v).sum(1) + c
+    units = jnp.tanh(jnp.where(is_seen, w.reshape(-1, 16), 0).sum(axis=1) + b)
+    return (units * v).sum(axis=1) + c
 
 
-def joint_payoffs(own: tuple[float, ...], other: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
-    """Each player's payoffs in CC, CD, DC, DD, its own action first, as `memory_one_returns` takes them, (2, 4)."""
-    (cc, cd, dc, dd), (cc_2, cd_2, dc_2, dd_2) = own, other
-    return (dd, cd, dc, cc), (dd_2, dc_2, cd_2, cc_2)
+POLICIES = {"table": table_log_odds, "skewed": skewed_log_odds, "mlp": network_log_odds}
 
 
-def matrix_game(name: str, own: tuple[float, ...], other: tuple[float, ...], alphas: tuple[float, ...]) -> Game:
-    """A `Game` of one round of a 2x2 game: x has the log-odds of the first action, and starts standard normal.
+def initial_policies(key: jax.Array, rules: Rules) -> jax.Array:
+    """Random policies of an iterated game (App. E), normally distributed. (2, n)."""
+    if rules.policy == "mlp":  # second-layer weights and bias are a third as large
+        inputs = 96 * rules.memory
+        scale = np.repeat(np.float32([1, 1, 1 / 3, 1 / 3]), [inputs, 16, 16, 1])
+        noise = jax.random.normal(key, (2, inputs + 33))
+        return scale * (rules.network_scale * noise)
 
-    `own` and `other` are the players' payoffs in CC, CD, DC, DD, each with its own action first.
-    """
-
-    def f(x):
-        ours, theirs = jax.nn.sigmoid(x[:, 0])
-        joint = jnp.stack([(1 - ours) * (1 - theirs), ours * (1 - theirs), (1 - ours) * theirs, ours * theirs])
-        return (jnp.asarray(joint_payoffs(own, other), joint.dtype) * joint).sum(-1)
-
-    init = lambda key: jax.random.normal(key, (2, 1))
-    return Game(name, 1, f, init, jax.nn.sigmoid, own == other, labels=("x",), alphas=alphas, extent=3.0)
-
-
-def iterated_game(
-    name: str,
-    own: tuple[float, ...],
-    other: tuple[float, ...] = (),
-    discount: float = 0.96,
-    lr: float = 2.0,
-    alphas: tuple[float, ...] = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 70.0, 100.0),
-    start: tuple[float, float] = (1.0, 1.0),
-) -> Game:
-    """A `Game` between memory-one policies in an infinitely iterated 2x2 game.
-
-    `own` and `other` are the players' payoffs in CC, CD, DC, DD, each with its own action first; without `other` they
-    are the same. Policies start as standard normal log-odds (App. E), times start[0], networks as in `with_policies`,
-    times start[1]. Models see probabilities (not in the paper).
-    """
-    own, other = tuple(own), tuple(other or own)
-    f = lambda x: iterated_returns(x, joint_payoffs(own, other), discount)
-    init = lambda key: start[0] * jax.random.normal(key, (2, 5))
-    settings = dict(lr=lr, alphas=alphas, payoffs=(own, other), discount=discount, start=start)
-    return Game(name, 5, f, init, jax.nn.sigmoid, own == other, observations(1), **settings)
+    shape = (2, len(observations(rules.memory)))
+    log_odds = rules.table_scale * jax.random.normal(key, shape)
+    if rules.policy == "skewed":  # the parameters of these log-odds
+        return log_odds.at[:, 1:].add(2 * log_odds[:, :1])
+    return log_odds
 
 
-def with_policies(game: Game, policy: str, memory: int, probes: int, seed: int) -> Game:
-    """The same iterated game between policies of another kind, which its name then says. `make_game` explains."""
-    labels = observations(memory)
-    n, log_odds_of, initial_of = len(labels), lambda own: own, lambda drawn: drawn  # a player's; from normal numbers
-    if policy == "preconditioned":
-        log_odds_of = lambda own: own.at[1:].add(-2 * own[0])
-        initial_of = lambda drawn: drawn.at[:, 1:].add(2 * drawn[:, :1])  # log-odds of these are what was drawn
-    if policy == "mlp":
-        n, log_odds_of = 96 * memory + 33, partial(network_log_odds, memory=memory)
-        scale = np.repeat(np.float32([1, 1, 1 / 3, 1 / 3]), [96 * memory, 16, 16, 1])
-        initial_of = lambda drawn: scale * drawn
-    log_odds = jax.vmap(log_odds_of)
-    seen = np.sort(np.random.default_rng(seed).permutation(len(labels))[: probes or len(labels)])
-    words = ("memory2", memory == 2), (policy, policy != "tabular"), (f"probes{probes}", probes)
-    return game._replace(
-        name="_".join([game.name, *(word for word, is_said in words if is_said)]),
-        n=n,
-        f=lambda x: iterated_returns(log_odds(x), joint_payoffs(*game.payoffs), game.discount),
-        init=lambda key: initial_of(game.start[policy == "mlp"] * jax.random.normal(key, (2, n))),
-        features=lambda x: jax.nn.sigmoid(log_odds(x)[:, seen]),
-        labels=labels,
-        # A step changes a network's log-odds more; each of two rounds' pasts comes a quarter as often.
-        lr=game.lr / 2 if policy == "mlp" else game.lr * 4 ** (memory - 1),
-        log_odds=log_odds,
-        kind=(policy, memory, probes),
-    )
+IPD_ALPHAS = (0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 70.0, 100.0)
 
 
-def with_samples(game: Game, episodes: int, length: int, baseline: bool, noise: float) -> Game:
-    """The same game with a `sample`: by noise on f, or by episodes with its payoffs. `make_game` explains."""
-
-    def noisy(key, x):
-        x = 1.0 * jnp.asarray(x)
-        errors = noise * jax.random.normal(key, (2, 1 + x.size), x.dtype)  # of f_i, and of its derivatives by x
-        return game.f(x) + errors[:, 0] + (errors[:, 1:] * (x - jax.lax.stop_gradient(x)).ravel()).sum(1)
-
-    if noise:
-        return game._replace(name=f"{game.name}_noise{noise:g}", sample=noisy)
-    words = (f"length{length}", length != 150), ("no_baseline", not baseline)
-    settings = joint_payoffs(*game.payoffs), game.discount, episodes, length, baseline
-    return game._replace(
-        name="_".join([f"{game.name}_episodes{episodes}", *(word for word, is_said in words if is_said)]),
-        sample=lambda key, x: sampled_returns(key, game.log_odds(x), *settings),
-    )
-
-
-def make_game(
-    game: str | Game = "ipd",
-    payoffs: tuple[float, ...] = (),
-    discount: float | None = None,
-    policy: str = "tabular",
-    memory: int = 1,
-    probes: int = 0,
-    seed: int = 0,
-    episodes: int = 0,
-    episode_length: int | None = None,
-    baseline: bool = True,
-    noise: float = 0.0,
-) -> Game:
-    """The game of this name; an iterated one with other payoffs, discount or policies, which its name then says.
+def iterated_game(name, own, other=None, alphas=IPD_ALPHAS, **settings) -> Game:
+    """A `Game` between policies in an infinitely iterated 2x2 game.
 
     Args:
-      game: one of `GAMES`, or a `Game` of one's own.
-      payoffs: a player's in CC, CD, DC, DD, its own action first: four numbers if they are the same for both players,
-        or player 1's four and then player 2's four. Without them, those of the game.
-      discount: in [0, 0.999], or None for that of the game.
-      policy: what parameters make of the log-odds z of cooperating after each observation: `tabular`, z = x;
-        `preconditioned`, z_0 = x_0 and z_k = x_k - 2 x_0 elsewhere (after Zhao et al., 2022, who subtract that of
-        another observation; to test invariance: z starts as in tabular policies); `mlp`, the network of
-        `network_log_odds`.
-      memory: how many rounds policies see, 1 or 2.
-      probes: how many observations models see the probabilities of, drawn by `seed`; 0 is all of them.
-      episodes, episode_length, baseline: learners see only `sampled_returns` of so many episodes of so many rounds, 150
-        if that is None; with 0 episodes they see f.
-      noise: learners, of any game, see f and its first derivatives with independent normal errors of this standard
-        deviation; higher derivatives are exact.
-
-    Raises:
-      ValueError: for another name, for anything else where the game is not iterated, or out of these ranges.
+      name: of the game.
+      own: player 1's payoffs in CC, CD, DC, DD, its own action first.
+      other: player 2's payoffs, its own action first, where they are not the same.
+      alphas: look-ahead steps that suit it.
+      settings: other fields of `Rules`.
     """
-    if not isinstance(game, Game) and game not in GAMES:
-        raise ValueError(f"game: takes one of {', '.join(sorted(GAMES))} or a Game, not {game}")
-    game = game if isinstance(game, Game) else GAMES[game]
-    payoffs, plain = tuple(payoffs), ("tabular", 1, 0)
-    other_policies = (policy, memory, probes) not in (plain, game.kind)
-    given = dict(payoffs=payoffs, discount=discount is not None)
-    given |= dict(policy=policy != "tabular", memory=memory != 1, probes=probes, episodes=episodes)
-    flags = [flag for flag, is_given in given.items() if is_given]
-    if flags and not game.iterated:
-        iterated = ", ".join(sorted(name for name, game in GAMES.items() if game.iterated))
-        raise ValueError(f"{flags[0]}: takes an iterated --game beside it ({iterated}), not {game.name}")
-    if len(payoffs) not in (0, 4, 8):
-        raise ValueError(f"payoffs: takes four numbers (CC, CD, DC, DD) or eight, not {len(payoffs)}")
-    if discount is not None and not 0 <= discount <= 0.999:
-        raise ValueError(f"discount: takes numbers from 0 to 0.999, not {discount}")
-    if policy not in ("tabular", "mlp", "preconditioned"):
-        raise ValueError(f"policy: takes tabular, mlp or preconditioned, not {policy}")
-    if memory not in (1, 2):
-        raise ValueError(f"memory: takes 1 or 2, not {memory}")
-    if game.kind != plain and (payoffs or discount is not None or other_policies):
-        raise ValueError(f"game: takes one whose policies are tabular and see one round to change, not {game.name}")
-    if not 0 <= probes <= len(observations(memory)):
-        raise ValueError(f"probes: takes numbers from 0 to {len(observations(memory))}, not {probes}")
-    for flag, value, least in (("episodes", episodes, 0), ("episode-length", episode_length, 1), ("noise", noise, 0)):
-        if value is not None and not value >= least:
-            raise ValueError(f"{flag}: takes numbers from {least}, not {value}")
-    if not episodes and (episode_length is not None or not baseline):
-        raise ValueError(f"{'no-baseline' if not baseline else 'episode-length'}: takes --episodes beside it")
-    if game.sample and (payoffs or discount is not None or other_policies or episodes or noise):
-        raise ValueError(f"game: takes one without samples of its own to change, not {game.name}")
-    if episodes and noise:
-        raise ValueError("noise: takes no --episodes beside it")
-    if payoffs or discount is not None:
-        discount = game.discount if discount is None else discount
-        own, other = (payoffs[:4], payoffs[4:] or payoffs) if payoffs else game.payoffs
-        words = [game.name] if game.start != (1.0, 1.0) or not payoffs else []  # what payoffs do not say
-        words += ["payoffs", *(str(payoff).removesuffix(".0") for payoff in payoffs)] if payoffs else []
-        words += ["discount", str(discount)] if discount != game.discount else []
-        game = game._replace(
-            name="_".join(words),
-            f=lambda x: iterated_returns(x, joint_payoffs(own, other), discount),
-            symmetric=own == other,
-            payoffs=(own, other),
-            discount=discount,
-        )
-    game = with_policies(game, policy, memory, probes, seed) if other_policies else game
-    return with_samples(game, episodes, episode_length or 150, baseline, noise) if episodes or noise else game
+    rules = Rules(own, own if other is None else other, **settings)
+    parametrisation = partial(POLICIES[rules.policy], memory=rules.memory)
+
+    def log_odds(x):
+        return jax.vmap(parametrisation)(x)
+
+    def f(x):
+        return iterated_returns(log_odds(x), rules.payoffs, rules.discount)
+
+    def sample(key, x):
+        settings = (rules.payoffs, rules.discount, rules.episodes, rules.length)
+        return sampled_returns(key, log_odds(x), *settings)
+
+    # Where tables see two rounds, each entry is used a quarter as often, and its
+    # gradient is as much smaller. A step changes a network's log-odds more.
+    lr = rules.lr * 4 ** (rules.memory - 1)
+    if rules.policy == "mlp":
+        lr = rules.lr / 2
+    return Game(
+        name=name,
+        n=jax.eval_shape(lambda: initial_policies(jax.random.key(0), rules)).shape[1],
+        f=f,
+        init=lambda key: initial_policies(key, rules),
+        features=lambda x: jax.nn.sigmoid(log_odds(x)),
+        labels=observations(rules.memory),
+        symmetric=rules.own == rules.other,
+        lr=lr,
+        alphas=alphas,
+        rules=rules,
+        log_odds=log_odds,
+        sample=sample if rules.episodes > 0 else None,
+    )
 
 
-def game_of(settings: dict) -> Game:
-    """`make_game` with those of a run's settings that it takes."""
-    return make_game(**{name: settings[name] for name in inspect.signature(make_game).parameters if name in settings})
+# --- The games ------------------------------------------------------------------------
 
+MATRIX_ALPHAS = (0.0, 0.5, 1.0, 2.0, 5.0)
 
 GAMES: dict[str, Game] = {
-    game.name: game
-    for game in (
-        # That models see x / 10 is not in the paper's text, which does not say how x is scaled.
-        planar_game("logistic", logistic, 8.0, 10.0, symmetric=True, alphas=(0.0, 1.0, 2.0, 5.0, 10.0, 20.0)),
-        # At this step size naive learning is stable, and most forms of LOLA up to these alphas.
-        planar_game("tandem", tandem, 3.0, 3.0, symmetric=True, lr=0.1, alphas=(0.0, 0.1, 0.2, 0.3), extent=3.0),
-        planar_game("hamiltonian", hamiltonian, 1.0, 3.0, lr=0.1, alphas=(0.0, 0.05, 0.1, 0.2, 0.5), extent=1.0),
-        # This step size is just too large for naive learning.
-        planar_game("balduzzi", balduzzi, 1.0, 3.0, lr=0.02, alphas=(0.0, 0.01, 0.02, 0.05, 0.1), extent=1.0),
-        planar_game("two_hills", two_hills, 8.0, 10.0, symmetric=True, lr=5.0, alphas=(0.0, 1.0, 2.0, 5.0, 10.0, 20.0)),
-        matrix_game("matching_pennies", (1, -1, -1, 1), (-1, 1, 1, -1), alphas=(0.0, 0.5, 1.0, 2.0, 5.0)),
-        matrix_game("ultimatum", (5, 5, 8, 0), (5, 2, 5, 0), alphas=(0.0, 0.5, 1.0, 2.0, 5.0)),
-        matrix_game("stackelberg", (1, 3, 2, 4), (0, 1, 2, 0), alphas=(0.0, 0.5, 1.0, 2.0, 5.0)),
-        iterated_game("ipd", (-1, -3, 0, -2)),
-        iterated_game("imp", (1, -1, -1, 1), (-1, 1, 1, -1)),
-        iterated_game("chicken", (0, -1, 1, -100), lr=0.1, alphas=(0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)),
-        iterated_game("stag_hunt", (4, 1, 3, 2)),
-        iterated_game("bach_or_stravinsky", (3, 0, 0, 2), (2, 0, 0, 3)),
-        iterated_game("hawk_dove", (1, 0, 2, -1)),
-        iterated_game("contribution", (0.33, -0.335, 0.665, 0), start=(0.1, 0.25)),  # as in their code, or nearly so
-    )
+    # That models see x / 10 is not in the paper's text.
+    "logistic": planar_game(
+        "logistic",
+        logistic,
+        start=8.0,
+        scale=10.0,
+        symmetric=True,
+        alphas=(0.0, 1.0, 2.0, 5.0, 10.0, 20.0),
+    ),
+    # At this step size naive learning is stable, and most forms of LOLA as well.
+    "tandem": planar_game(
+        "tandem",
+        tandem,
+        start=3.0,
+        scale=3.0,
+        symmetric=True,
+        lr=0.1,
+        alphas=(0.0, 0.1, 0.2, 0.3),
+        extent=3.0,
+    ),
+    "hamiltonian": planar_game(
+        "hamiltonian",
+        hamiltonian,
+        start=1.0,
+        scale=3.0,
+        lr=0.1,
+        alphas=(0.0, 0.05, 0.1, 0.2, 0.5),
+        extent=1.0,
+    ),
+    # This step size is just too large for naive learning.
+    "balduzzi": planar_game(
+        "balduzzi",
+        balduzzi,
+        start=1.0,
+        scale=3.0,
+        lr=0.02,
+        alphas=(0.0, 0.01, 0.02, 0.05, 0.1),
+        extent=1.0,
+    ),
+    "two_hills": planar_game(
+        "two_hills",
+        two_hills,
+        start=8.0,
+        scale=10.0,
+        symmetric=True,
+        lr=5.0,
+        alphas=(0.0, 1.0, 2.0, 5.0, 10.0, 20.0),
+    ),
+    # --- One round of a 2x2 game ---
+    # Heads or tails; player 1 wins where they match (von Neumann, 1928).
+    "matching_pennies": matrix_game(
+        "matching_pennies", (1, -1, -1, 1), (-1, 1, 1, -1), alphas=MATRIX_ALPHAS
+    ),
+    # Player 1 offers half of 10 (C) or 2 (D); player 2 would take an unfair offer (C)
+    # or refuse it (D). Naive learners mostly end at 8 : 2 (Hutter, 2020).
+    "ultimatum": matrix_game(
+        "ultimatum", (5, 5, 8, 0), (5, 2, 5, 0), alphas=MATRIX_ALPHAS
+    ),
+    # D dominates for player 1, and (D, C) is the only equilibrium, at 2 : 1. If player
+    # 1 commits to C, player 2 answers D, at 3 : 2 (Conitzer and Sandholm, 2006).
+    "stackelberg": matrix_game(
+        "stackelberg", (1, 3, 2, 4), (0, 1, 2, 0), alphas=MATRIX_ALPHAS
+    ),
+    # --- Iterated 2x2 games ---
+    # The Iterated Prisoner's Dilemma (Sec. 5.2).
+    "ipd": iterated_game("ipd", (-1, -3, 0, -2)),
+    # Iterated matching pennies (Foerster et al., 2018).
+    "imp": iterated_game("imp", (1, -1, -1, 1), (-1, 1, 1, -1)),
+    # Swerve (C) or drive on (D); if both drive on it is a catastrophe (Russell, 1959).
+    "chicken": iterated_game(
+        "chicken",
+        (0, -1, 1, -100),
+        lr=0.1,
+        alphas=(0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
+    ),
+    # The stag (C) takes two hunters, a hare (D) one (Skyrms, 2004).
+    "stag_hunt": iterated_game("stag_hunt", (4, 1, 3, 2)),
+    # Together in any case, player 1 rather to Bach (C), player 2 to Stravinsky (D)
+    # (Luce and Raiffa, 1957, as the battle of the sexes).
+    "bach_or_stravinsky": iterated_game(
+        "bach_or_stravinsky", (3, 0, 0, 2), (2, 0, 0, 3)
+    ),
+    # Share the prize of 2 (C, the dove) or fight for it (D, the hawk), at the risk of
+    # an injury of 4 (Maynard Smith and Price, 1973).
+    "hawk_dove": iterated_game("hawk_dove", (1, 0, 2, -1)),
+    # Give 1 (C) or nothing (D), and get half of 1.33 times what was given by both. Zhao
+    # et al. (2022) have factors c of 1.1, 1.25, 1.33, 1.4, 1.6: payoffs of c - 1,
+    # c / 2 - 1, c / 2, 0. Initial policies are, nearly, those of their code.
+    "contribution": iterated_game(
+        "contribution",
+        (0.33, -0.335, 0.665, 0),
+        table_scale=0.1,
+        network_scale=0.25,
+    ),
 }
 
 
-# What becomes of policies in a game. A learning rule is a field: `field(x, strengths)` is the direction in which both
-# players step, (2, n), and `strengths`, (2,), how far each looks ahead (alpha or gamma), 0 for naive learners.
+# --- Variants of games ----------------------------------------------------------------
 
 
-def mirrored(game: Game) -> Game:
-    """The game as player 2 sees it, as player 1: the players' places, and so all rows, are exchanged."""
+def change_rules(game: Game, **changes) -> Game:
+    """An iterated game with other `Rules`."""
+    if not game.iterated:
+        raise ValueError("takes an iterated game")
+    rules = game.rules._replace(**changes)
+    return iterated_game(game.name, alphas=game.alphas, **rules._asdict())
+
+
+def parse_number(value: str, kind: type, low: float, high: float):
+    """A number of this kind, in this range; or ValueError."""
+    try:
+        number = kind(value)
+    except ValueError:
+        number = float("nan")
+    if not low <= number <= high:
+        raise ValueError(f"takes a number from {low:g} to {high:g}")
+    return number
+
+
+def with_policy(game: Game, value: str, policy: str) -> Game:
+    """Policies are networks of 16 units ("mlp"), or tables in skewed parameters."""
+    if value:
+        raise ValueError("takes no value")
+    if game.iterated and game.rules.policy != "table":
+        raise ValueError(f"does not go with {game.rules.policy}")
+    return change_rules(game, policy=policy)
+
+
+def with_memory(game: Game, value: str) -> Game:
+    """Policies see the last two rounds."""
+    return change_rules(game, memory=parse_number(value, int, 1, 2))
+
+
+def with_episodes(game: Game, value: str) -> Game:
+    """Learners see estimates of f and its derivatives, from so many episodes."""
+    return change_rules(game, episodes=parse_number(value, int, 1, 1_000_000))
+
+
+def with_length(game: Game, value: str) -> Game:
+    """Episodes have so many rounds."""
+    if game.sample is None:
+        raise ValueError("takes episodes=N before it")
+    return change_rules(game, length=parse_number(value, int, 1, 100_000))
+
+
+def with_discount(game: Game, value: str) -> Game:
+    """The iterated game has another discount."""
+    return change_rules(game, discount=parse_number(value, float, 0, 0.999))
+
+
+def with_payoffs(game: Game, value: str) -> Game:
+    """Other payoffs: four numbers, or eight if player 2's are not the same."""
+    numbers = value.split(",")
+    if len(numbers) not in (4, 8):
+        raise ValueError("takes four numbers with commas (CC, CD, DC, DD) or eight")
+    payoffs = tuple(parse_number(number, float, -1e6, 1e6) for number in numbers)
+    return change_rules(game, own=payoffs[:4], other=payoffs[-4:])
+
+
+def swapped(game: Game, value: str = "") -> Game:
+    """The game with the players' seats exchanged: player 2 comes first."""
+    if value:
+        raise ValueError("takes no value")
+    rules = game.rules
+    if rules is not None:
+        rules = rules._replace(own=rules.other, other=rules.own)
+
+    def sample(key, x):
+        return game.sample(key, x[::-1])[::-1]
+
     return game._replace(
         f=lambda x: game.f(x[::-1])[::-1],
         init=lambda key: game.init(key)[::-1],
         features=lambda x: game.features(x[::-1])[::-1],
-        payoffs=game.payoffs[::-1],
-        sample=game.sample and (lambda key, x: game.sample(key, x[::-1])[::-1]),
+        rules=rules,
+        sample=None if game.sample is None else sample,
     )
 
 
-def follow(field, x: jax.Array, lr: float, steps: int, key=None) -> tuple[jax.Array, jax.Array]:
-    """Follow x(t + 1) = x(t) + lr field(x(t)). (2, n) -> the last x, (2, n), and those before it, (steps, 2, n).
+VARIANTS = {
+    "mlp": partial(with_policy, policy="mlp"),
+    "skewed": partial(with_policy, policy="skewed"),
+    "memory": with_memory,
+    "episodes": with_episodes,
+    "length": with_length,
+    "discount": with_discount,
+    "payoffs": with_payoffs,
+    "swapped": swapped,
+}
+VARIANTS_HELP = (
+    "+mlp, +skewed, +memory=2, +episodes=N, +length=T, +discount=D, "
+    "+payoffs=CC,CD,DC,DD (and player 2's four) or +swapped"
+)
 
-    With a key, for fields that are estimates, it is `field(x, key)`, and each step has its own key.
+
+def find_game(name: str | Game) -> Game:
+    """The game of this name, such as `ipd`, or a variant of it, `ipd+mlp+discount=0.9`.
+
+    Variants are applied from left to right. A `Game` of one's own is returned as it is.
+    ValueError if there is no such game, or a variant is unknown, given twice, or does
+    not fit the game.
     """
-    keys = () if key is None else (jax.random.split(key, steps),)
-    return jax.lax.scan(lambda x, key: (x + lr * field(x, *key), x), x, keys, length=steps)
+    if isinstance(name, Game):
+        return name
+    base, *words = re.split(r"\+(?=[a-zA-Z])", name)  # not in 1e+06
+    if base not in GAMES:
+        raise ValueError(f"game takes {', '.join(sorted(GAMES))}, not {base!r}")
+    game = GAMES[base]
+    given = set()
+    for word in words:
+        variant, _, value = word.partition("=")
+        try:
+            if variant not in VARIANTS:
+                raise ValueError("is unknown")
+            if variant in given:
+                raise ValueError("is given twice")
+            if word.endswith("="):
+                raise ValueError("has no value")
+            game = VARIANTS[variant](game, value)
+        except ValueError as error:
+            raise ValueError(
+                f"game {name!r}: {variant} {error}; variants are {VARIANTS_HELP}"
+            ) from None
+        given.add(variant)
+    return game._replace(name=name)
 
 
-def best_response(game: Game, x: jax.Array, agent: int, fresh: jax.Array, lr: float, steps: int) -> jax.Array:
-    """Player `agent` stands still in x while the other starts at its `fresh` policy and learns naively. (2, n)."""
-    x = jnp.asarray(x).at[1 - agent].set(fresh[1 - agent])
-    return follow(lambda x: simultaneous_gradient(game.f, x).at[agent].set(0.0), x, lr, steps)[0]
+# --- Following a learning rule --------------------------------------------------------
 
 
-def exact_best_response(game: Game, x: jax.Array, agent: int) -> jax.Array:
-    """A best response to player `agent` of an iterated game, deterministic, by policy iteration (Howard, 1960).
+def take_step(step: Callable, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    """One step of a rule: `step(x)`, or with a key `step(x, key)`. (2, n) -> (2, n)."""
+    if key is None:
+        return step(x)
+    return step(x, key)
 
-    No policy is better, however long its memory, and none of a shorter memory than the agent's needs to be as good:
-    beside the agent the other player faces a Markov decision process, whose states are what the agent sees. Returns
-    both players' log-odds after each observation, (2, o): a network need not be able to play them.
+
+def follow(step: Callable, x: jax.Array, steps: int, key=None) -> jax.Array:
+    """Where `steps` applications of a rule lead from x. (2, n) -> (2, n).
+
+    With a key, for a rule that draws, it is `step(x, key)`, with a new key each time.
     """
-    z, other = game.log_odds(jnp.asarray(x)), 1 - agent
-    wide = z.astype(jnp.promote_types(z.dtype, jnp.float32))
-    memory = len(game.labels[-1].split())
-    # By the responder's observation, its own action (D, C) and the agent's: the next observation.
-    following = next_observations(memory).reshape(-1, 2, 2).swapaxes(1, 2)
-    arrives = following[..., None] == np.arange(len(following))  # (o, 2, 2, o)
-    chance = jax.nn.sigmoid(wide[agent])[seen_by_the_other(memory)]
-    chance = jnp.stack([1 - chance, chance], 1)[:, None]  # (o, 1, 2), of the agent's action
-    transition = (chance[..., None] * arrives).sum(2)  # (o, 2, o)
-    cc, cd, dc, dd = game.payoffs[other]
-    reward = (1 - game.discount) * (chance * jnp.array([[dd, dc], [cd, cc]], wide.dtype)).sum(2)  # (o, 2)
+    keys = None if key is None else jax.random.split(key, steps)
+
+    def advance(x, key):
+        return take_step(step, x, key), None
+
+    last, _ = jax.lax.scan(advance, x, keys, length=steps)
+    return last
+
+
+def trajectory(step: Callable, x: jax.Array, steps: int, key=None) -> jax.Array:
+    """The joint policies on the way, x first. (2, n) -> (steps + 1, 2, n).
+
+    Arguments are those of `follow`.
+    """
+    keys = None if key is None else jax.random.split(key, steps)
+
+    def advance(x, key):
+        return take_step(step, x, key), x
+
+    last, path = jax.lax.scan(advance, x, keys, length=steps)
+    return jnp.concatenate([path, last[None]])
+
+
+# --- The paper's evaluation (Sec. 5) --------------------------------------------------
+
+
+def naive_step(game: Game, x: jax.Array, lr: float) -> jax.Array:
+    """One step of two naive learners (Eq. 1). (2, n) -> (2, n)."""
+    return x + lr * simultaneous_gradient(game.f, x)
+
+
+def beside(step: Callable, other_step: Callable) -> Callable:
+    """The rule of a pair in which player 1 follows `step` and player 2 `other_step`.
+
+    The pair's rule takes a key where `step` draws; `other_step` never does.
+    """
+
+    def joint_step(x, key=None):
+        return other_step(x).at[0].set(take_step(step, x, key)[0])
+
+    return joint_step
+
+
+def best_response(game: Game, x: jax.Array, lr: float, steps: int) -> jax.Array:
+    """Player 1 stands still in x while player 2 learns naively. (2, n) -> (2, n)."""
+
+    def step(now):
+        return naive_step(game, now, lr).at[0].set(x[0])
+
+    return follow(step, x, steps)
+
+
+def decisions_beside(game: Game, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The Markov decision process that player 2 faces beside player 1 of x.
+
+    Its states are player 2's observations. Returns the rewards of its actions D and C,
+    (o, 2), weighted by 1 - discount, and the chances of what it sees next, (o, 2, o).
+    """
+    rules = game.rules
+    cooperates = jax.nn.sigmoid(game.log_odds(x)[0])
+    cooperates = cooperates[seen_by_the_other(rules.memory)]
+    # Axis 1 is player 2's action, axis 2 player 1's: D, C.
+    chance = jnp.stack([1 - cooperates, cooperates], axis=1)[:, None]  # (o, 1, 2)
+    cc, cd, dc, dd = rules.other
+    payoffs = jnp.array([[dd, dc], [cd, cc]], cooperates.dtype)
+    reward = (1 - rules.discount) * (chance * payoffs).sum(axis=2)
+
+    # Of the columns DD, CD, DC, CC make axes by player 1's and player 2's action.
+    following = next_observations(rules.memory).reshape(-1, 2, 2)
+    following = following.swapaxes(1, 2)
+    leads = following[..., None] == np.arange(len(following))  # (o, 2, 2, o)
+    transition = (chance[..., None] * leads).sum(axis=2)
+    return reward, transition
+
+
+def exact_best_response(game: Game, x: jax.Array) -> jax.Array:
+    """Player 2's best response to player 1 in an iterated game. (2, n) -> (2, o).
+
+    It is deterministic, by policy iteration (Howard, 1960). No policy is better,
+    however long its memory. Returns both players' log-odds after each observation (a
+    network need not be able to play them).
+    """
+    x = jnp.asarray(x)
+    wide = at_least_float32(x)
+    reward, transition = decisions_beside(game, wide)
+    discount = game.rules.discount
+    states = np.arange(len(reward))
 
     def improve(_, response):  # (o,), 1 where it cooperates
-        here = np.arange(len(response)), response
-        a = jnp.eye(len(following), dtype=wide.dtype) - game.discount * transition[here]
-        # Values less that of the first state, v: a v = (1 - discount) v. In long games they differ by less than the
-        # rounding of v, which would decide.
-        value = eliminate(a, reward[here] - (1 - game.discount) * eliminate(a, reward[here])[0])
-        return (reward + game.discount * (transition * value).sum(2)).argmax(1)
+        own_reward = reward[states, response]
+        a = jnp.eye(len(states), dtype=wide.dtype)
+        a = a - discount * transition[states, response]
+        # The first state's value v is subtracted from all values, which solve a y =
+        # own_reward. (All rows of a sum to 1 - discount.) In long games values differ
+        # by less than the rounding of v, and rounding would decide.
+        v = eliminate(a, own_reward)[0]
+        value = eliminate(a, own_reward - (1 - discount) * v)
+        future = discount * (transition * value).sum(axis=2)
+        return (reward + future).argmax(axis=1)
 
-    response = jax.lax.fori_loop(0, 20, improve, jnp.zeros(len(following), int))  # a few would do, but for ties
-    return z.at[other].set(jnp.where(response, 30, -30))
+    # A few improvements would do, but for ties.
+    defect = jnp.zeros(len(states), int)
+    response = jax.lax.fori_loop(0, 20, improve, defect)
+    sure = jnp.where(response == 1, 30, -30)  # log-odds
+    return game.log_odds(x).at[1].set(sure)
 
 
 def planar_grid(game: Game) -> jax.Array:
-    """The surveyed area, [-10, 10]^2 in Fig. 2b: 29 x 29 joint policies, x_1 along the columns. (29, 29, 2)."""
+    """The surveyed area: 29 x 29 joint policies; x_1 grows along rows. (29, 29, 2)."""
     line = jnp.arange(-14, 15) * game.extent / 14
-    return jnp.stack(jnp.meshgrid(line, line), -1)
+    x_1, x_2 = jnp.meshgrid(line, line)
+    return jnp.stack([x_1, x_2], axis=-1)
 
 
-def survey(game: Game, field, lr: float, steps: int, key=None) -> dict[str, jax.Array]:
-    """Where the grid's points end if they `follow` the field, and the share that ends at x_1, x_2 > 0 (Fig. 2b)."""
-    grid = planar_grid(game).reshape(-1, 2, 1)
-    keys = () if key is None else (jax.random.split(key, len(grid)),)
-    ends = jax.vmap(lambda x, *key: follow(field, x, lr, steps, *key)[0])(grid, *keys)  # (841, 2, 1)
+def survey(game: Game, step: Callable, steps: int, key=None) -> dict[str, jax.Array]:
+    """Where the points of `planar_grid` lead (Fig. 2b). `key` is for a rule that draws.
+
+    Returns:
+      "endpoints", (29, 29, 2), where `steps` of the rule lead; "basin_fraction", (),
+      the share that ends with both above 0; "final_returns", (2,), the mean return
+      there; and "field", (29, 29, 2), the first step.
+    """
+    starts = planar_grid(game).reshape(-1, 2, 1)
+    keys = None if key is None else jax.random.split(key, len(starts))
+
+    def first_and_last(x, key):
+        return take_step(step, x, key) - x, follow(step, x, steps, key)
+
+    field, ends = jax.vmap(first_and_last)(starts, keys)  # (841, 2, 1) both
     return {
         "endpoints": ends.reshape(29, 29, 2),
-        "basin_fraction": (ends > 0).all((1, 2)).mean(),
-        "final_returns": jax.vmap(game.f)(ends).mean(0),
-        "field": lr * jax.vmap(field)(grid, *keys).reshape(29, 29, 2),
+        "basin_fraction": (ends > 0).all(axis=(1, 2)).mean(),
+        "final_returns": jax.vmap(game.f)(ends).mean(axis=0),
+        "field": field.reshape(29, 29, 2),
     }
 
 
-def evaluate_game(
-    key, game: Game, field, strength, lr: float, steps: int, pairs: int, opponent=None, initial=None, sampled=False
-) -> dict[str, jax.Array]:
-    """Agents of this strength in self-play, against a best response, and beside a naive learner (Fig. 3).
+def policies_of(game: Game, x: jax.Array) -> jax.Array:
+    """Policies as results have them: log-odds where they are such, else x itself."""
+    if game.log_odds is None:
+        return x
+    return game.log_odds(x)
 
-    The agent is player 1, and its return and policy come first. Where the game is not symmetric it is player 2 as well,
-    in arrays with `_2` in their names, still first. Planar games are surveyed, too.
 
-    Args:
-      key: draws the policies that pairs start from.
-      field: the learning rule, `field(x, strengths)`, (2, n), (2,) -> (2, n).
-      strength: how far the agents look ahead, (); naive learners by 0.
-      lr: step size of all policies.
-      steps, pairs: how many steps policies are followed for, and how many pairs of them.
-      opponent: the rule of another learner, `opponent(x)`, (2, n) -> (2, n), to play beside as well, `versus_opponent`.
-      initial: where agents start, (2, n), if not at random as everybody else.
-      sampled: whether agents follow estimates, `field(x, strengths, key)`. All others follow `game.f`.
-
-    Returns:
-      Returns (pair, 2) as `self_play`, `best_response`, `exact_best_response` (iterated games), `versus_naive` and
-      `versus_opponent`; the policies that got them, (pair, 2, n), in iterated games their log-odds of cooperating,
-      (pair, 2, o), as `policies`, `response_policies`, `exact_response_policies`, `versus_naive_policies`,
-      `versus_opponent_policies`; in planar games `trajectories`, (pair, steps + 1, 2), and what `survey` returns.
-    """
-    agents = jnp.array([[True, True], [True, False], [False, True]])[: 2 if game.symmetric else 3]  # who is one
-
-    def one_pair(key):
-        start, fresh = map(game.init, jax.random.split(key))
-        samples = jax.random.fold_in(key, 2) if sampled else None  # 0 and 1 are what `split` makes
-
-        def play(is_agent, other=partial(simultaneous_gradient, game.f)):  # (2,); who is none follows this rule
-            def directions(x, *key):
-                return jnp.where(is_agent[:, None], field(x, strength * is_agent, *key), other(x))
-
-            first = start if initial is None else jnp.where(is_agent[:, None], initial, start)
-            return follow(directions, first, lr, steps, samples)
-
-        (x, *beside_naive), (path, *_) = jax.vmap(play)(agents)  # by who is an agent: one program
-        beside_opponent = jax.vmap(partial(play, other=opponent))(agents[1:])[0] if opponent else []
-        results = {"self_play": game.f(x), "policies": game.log_odds(x)}
-        for agent, shaped in enumerate(beside_naive):
-            ends = {"versus_naive": shaped, "best_response": best_response(game, x, agent, fresh, lr, steps)}
-            if opponent:
-                ends["versus_opponent"] = beside_opponent[agent]
-            seat, agent_first = "_2" * agent, jnp.array([agent, 1 - agent])
-            ends = {name: (game.f(end)[agent_first], game.log_odds(end)[agent_first]) for name, end in ends.items()}
-            if game.iterated:
-                tables = exact_best_response(game, x, agent)
-                returns = iterated_returns(tables, joint_payoffs(*game.payoffs), game.discount)
-                ends["exact_best_response"] = returns[agent_first], tables[agent_first]
-            for name, (returns, policies) in ends.items():
-                results[name + seat] = returns
-                results[name.replace("best_", "") + "_policies" + seat] = policies  # named as above
-        if game.planar:
-            results["trajectories"] = jnp.concatenate([path, x[None]])[..., 0]
-        return results
-
-    # Episodes of all pairs at once would not fit in memory.
-    over_pairs = partial(jax.lax.map, one_pair) if sampled and game.iterated else jax.vmap(one_pair)
-    results = over_pairs(jax.random.split(key, pairs))
+def play_self(game, step, start, steps, key) -> tuple[jax.Array, dict]:
+    """Self-play: where the rule leads both players from `start`, and what they get."""
+    results = {}
     if game.planar:
-        both, samples = jnp.stack([strength, strength]), jax.random.fold_in(key, pairs) if sampled else None
-        results |= survey(game, lambda x, *key: field(x, both, *key), lr, steps, samples)
+        path = trajectory(step, start, steps, key)  # (steps + 1, 2, 1)
+        results["trajectories"] = path[..., 0]
+        agents = path[-1]
+    else:
+        agents = follow(step, start, steps, key)
+    results["self_play"] = game.f(agents)
+    results["policies"] = policies_of(game, agents)
+    return agents, results
+
+
+def play_responses(game, agents, newcomer, lr, steps) -> dict:
+    """What best responses leave to player 1 of `agents`; one starts at `newcomer`."""
+    start = agents.at[1].set(newcomer)
+    response = best_response(game, start, lr, steps)
+    results = {
+        "best_response": game.f(response),
+        "response_policies": policies_of(game, response),
+    }
+    if game.iterated:
+        exact = exact_best_response(game, agents)
+        payoffs, discount = game.rules.payoffs, game.rules.discount
+        results["exact_best_response"] = iterated_returns(exact, payoffs, discount)
+        results["exact_response_policies"] = exact
     return results
 
 
-def plays(results: dict, game: Game) -> list[list[tuple]]:
-    """What was played in the arrays of `evaluate_game`, with leading axes (sweep, seed): a list for each seat.
+def play_pair(game, step, start, steps, key) -> tuple[jax.Array, jax.Array]:
+    """Where the rule of a pair leads from `start`: returns, and who got them."""
+    ends = follow(step, start, steps, key)
+    return game.f(ends), policies_of(game, ends)
 
-    Of each play (title, agent, other, returns, mean, error): who plays, returns (sweep, seed, pair, 2), the agent's
-    first, and their mean and standard error over the policy pairs of all seeds, (sweep, 2) each.
+
+def evaluate_game(
+    key,
+    game: Game,
+    step: Callable,
+    step_beside_naive=None,
+    *,
+    lr: float,
+    steps: int,
+    pairs: int,
+    opponent_step=None,
+    agent_start=None,
+    draws=False,
+) -> dict:
+    """What player 1 gets by following a rule, beside several others (Sec. 5.2).
+
+    Player 2's agents are player 1's of the swapped game: see `evaluate_both_players`.
+
+    Args:
+      key: draws the policies that everybody starts from.
+      game: the game.
+      step: the rule, x -> the next x, for both players in self-play.
+      step_beside_naive: the rule of player 1 beside other learners, where it differs.
+      lr: step size of naive learners and of best responses, which learn naively.
+      steps: how long policies are followed.
+      pairs: how many pairs of policies there are.
+      opponent_step: the rule of another learner to play beside, as player 2.
+      agent_start: where agents start, (2, n), if not at random as everybody else.
+      draws: whether `step` and `step_beside_naive` take a key, `step(x, key)`.
+
+    Returns:
+      Returns (pair, 2), player 1's first: "self_play", "best_response" to player 1,
+      "exact_best_response" (iterated games), "versus_naive" and "versus_opponent"; and
+      who got them, (pair, 2, n), in iterated games their log-odds, (pair, 2, o):
+      "policies", "response_policies", "exact_response_policies",
+      "versus_naive_policies", "versus_opponent_policies". In planar games also
+      "trajectories" of self-play, (pair, steps + 1, 2), and what `survey` returns.
     """
-    rows = []
-    for seat, agent in enumerate(["agent"] if game.symmetric else ["player 1", "player 2"]):
-        rows.append([])
-        for name, title, other in (
-            ("self_play", "self-play", "other agent"),
-            ("best_response", "against a best response", "best response"),
-            ("exact_best_response", "against the exact best response", "exact best response"),
-            ("versus_naive", "with a naive learner", "naive learner"),
-            ("versus_opponent", "with the opponent of its training", "opponent"),
-        ):
-            if name in results:
-                returns = results[name][..., :: 1 - 2 * seat] if name == "self_play" else results[name + "_2" * seat]
-                pairs = returns.reshape(len(returns), -1, 2)
-                with np.errstate(all="ignore"):  # where policies diverged, and of a single pair
-                    error = pairs.std(1) / np.sqrt(pairs.shape[1] - 1)
-                    rows[-1].append((title, agent, other, returns, pairs.mean(1), error))
-    return rows
+    own_step = step_beside_naive or step
+
+    def play(key):
+        key_start, key_response = jax.random.split(key)
+        # 2: a third key, which `split` has not made.
+        key_draw = jax.random.fold_in(key, 2) if draws else None
+        start = game.init(key_start)
+        start_of_agents = start if agent_start is None else agent_start
+        agents, results = play_self(game, step, start_of_agents, steps, key_draw)
+
+        newcomer = game.init(key_response)[1]
+        results |= play_responses(game, agents, newcomer, lr, steps)
+
+        start_beside = start.at[0].set(start_of_agents[0])
+        pair_step = beside(own_step, partial(naive_step, game, lr=lr))
+        ends = play_pair(game, pair_step, start_beside, steps, key_draw)
+        results["versus_naive"], results["versus_naive_policies"] = ends
+        if opponent_step is not None:
+            pair_step = beside(own_step, opponent_step)
+            ends = play_pair(game, pair_step, start_beside, steps, key_draw)
+            results["versus_opponent"], results["versus_opponent_policies"] = ends
+        return results
+
+    keys = jax.random.split(key, pairs)
+    if draws:  # one after another: episodes of all pairs would not fit in memory
+        results = jax.lax.map(play, keys)
+    else:
+        results = jax.vmap(play)(keys)
+    if game.planar:
+        key_survey = jax.random.fold_in(key, pairs) if draws else None
+        results |= survey(game, step, steps, key_survey)
+    return results
+
+
+def evaluate_both_players(evaluate: Callable, game: Game) -> dict[str, jax.Array]:
+    """`evaluate(game)`, of player 1's agents, and what it finds of player 2's.
+
+    Where the game is not symmetric, arrays with `_2` in their names have player 2 as
+    the agent, whose return and policy come first: they are those of the swapped game.
+    """
+    results = evaluate(game)
+    if not game.symmetric:
+        for name, array in evaluate(swapped(game)).items():
+            if "response" in name or "versus" in name:  # self-play is the same
+                results[name + "_2"] = array
+    return results
+
+
+# --- Running a script -----------------------------------------------------------------
+
+
+def make_folders(out: str):
+    """Make results/ and figures/ in a folder. ValueError if they cannot be written."""
+    check_devices()  # first: a run that is refused leaves no folders
+    try:
+        for name in ("results", "figures"):
+            folder = Path(out) / name
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = f"not {out} ({error.strerror})"
+        raise ValueError(
+            f"--out takes a folder that can be written, {reason}"
+        ) from None
+
+
+def check_devices():
+    """Start JAX; RuntimeError if there is no device of the kind that is asked for."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):
+        wanted = os.environ.get("JAX_PLATFORMS")
+        raise RuntimeError(f"JAX finds no device (JAX_PLATFORMS is {wanted})") from None
+
+
+def print_settings(config) -> str:
+    """Print the settings of a run, versions and device. Returns them, a JSON text."""
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    settings = dataclasses.asdict(config)
+    settings["run_on"] = f"jax {jax.__version__} on {device}"
+    text = json.dumps(settings)
+    print(text, flush=True)
+    return text
+
+
+def run_script(main: Callable):
+    """Run a script; what comes from outside, as Ctrl-C or a full disk, is one line."""
+    try:
+        main()
+        return
+    except BrokenPipeError:  # whoever read the output is gone
+        reason, status = "", 1
+    except KeyboardInterrupt:
+        reason, status = "interrupted", 130
+    except (OSError, MemoryError, RuntimeError) as error:
+        reason, status = str(error) or type(error).__name__, 1
+    if reason:
+        script = Path(sys.argv[0]).name
+        print(f"{script}: {reason}".splitlines()[0], file=sys.stderr, flush=True)
+    os._exit(status)  # after sys.exit JAX may crash, and a closed pipe complain
+
+
+def write_file(path: Path, save: Callable):
+    """Write a file by `save(path)` beside its name, and move it into place."""
+    part = path.with_name(f"{os.getpid()}.{path.name}")  # no other run writes this one
+    try:
+        save(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# --- Reporting a run: an npz, a figure and a table ------------------------------------
+
+PLAYS = {  # what is played: its title, and who the other player is
+    "self_play": ("self-play", "other agent"),
+    "best_response": ("against a best response", "best response"),
+    "exact_best_response": ("exact best response", "exact best response"),
+    "versus_naive": ("with a naive learner", "naive learner"),
+    "versus_opponent": ("with the opponent of its training", "opponent"),
+}
+
+
+def report(
+    algorithm: str,
+    game: Game,
+    settings: str,
+    sweep: np.ndarray,
+    results: dict[str, np.ndarray],
+    *,
+    symbol: str,
+    color: str,
+    out: str = ".",
+    draw_below: Callable | None = None,
+):
+    """Write results/ALGORITHM_GAME.npz and figures/ALGORITHM_GAME.png, print a table.
+
+    Args:
+      algorithm: its name.
+      game: the game.
+      settings: of the run, as `print_settings` returns them.
+      sweep: the values of the setting that was swept, (S,), such as LOLA's alphas.
+      results: of `evaluate_both_players`, with axes (S, seed, ...), and anything else.
+      symbol: of what was swept, for figures.
+      color: of the algorithm in figures.
+      out: the folder that results/ and figures/ are in.
+      draw_below: draws something else, on a figure of its own below: `draw(figure)`.
+    """
+    results = dict(results, config=settings, sweep=np.asarray(sweep, np.float32))
+    if game.planar:
+        results["grid"] = np.asarray(planar_grid(game))
+    npz = Path(out) / "results" / f"{algorithm}_{game.name}.npz"
+    write_file(npz, partial(np.savez_compressed, **results))
+
+    figure = draw_report(algorithm, game, results, symbol, color, draw_below)
+    png = Path(out) / "figures" / f"{algorithm}_{game.name}.png"
+    write_file(png, partial(figure.savefig, dpi=150))
+
+    print_table(game, results, symbol)
+    print(f"wrote {npz} and {png}", flush=True)
+
+
+def plays_of(results: dict, player: int) -> dict[str, np.ndarray]:
+    """Returns of all plays of this player's agents, by name, the agent's first."""
+    plays = {}
+    for name in PLAYS:
+        if player == 1 or name == "self_play":
+            returns = results.get(name)
+        else:
+            returns = results.get(name + "_2")
+        if player == 2 and name == "self_play":
+            returns = returns[..., ::-1]
+        if returns is not None:
+            plays[name] = returns
+    return plays
+
+
+def mean_and_error(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error of returns (seed, pair, 2), both (2,).
+
+    The error is that over seeds: pairs of one model are no independent samples of what
+    training brings. Of a single seed it is that over pairs.
+    """
+    samples = returns.mean(axis=1) if len(returns) > 1 else returns[0]
+    if len(samples) == 1:
+        return samples[0], np.full(2, np.nan)
+    return samples.mean(axis=0), samples.std(axis=0, ddof=1) / len(samples) ** 0.5
+
+
+def describe_returns(returns: np.ndarray) -> str:
+    """Means and standard errors, agent : other, of returns (seed, pair, 2)."""
+    diverged = (~np.isfinite(returns)).any(axis=-1)
+    if diverged.any():
+        return f"{diverged.sum()} of {diverged.size} pairs diverged"
+    words = []
+    for mean, error in zip(*mean_and_error(returns)):
+        form = ".3f" if abs(mean) < 1e4 else ".1e"
+        plus_minus = "" if np.isnan(error) else f" +- {error:{form}}"
+        words.append(f"{mean:{form}}{plus_minus}")
+    return " : ".join(words)
+
+
+def print_table(game: Game, results: dict, symbol: str):
+    """Returns of all plays by setting, and where the points of a planar game end."""
+    seeds, pairs = results["self_play"].shape[1:3]
+    over = f"{seeds} seeds" if seeds > 1 else f"pairs of policies ({pairs})"
+    print(f"Mean returns, agent : other, +- standard error over {over}")
+    for player in (1,) if game.symmetric else (1, 2):
+        plays = plays_of(results, player)
+        titles = [PLAYS[name][0] for name in plays]
+        agent = "" if game.symmetric else f"player {player}"
+        print(agent.rjust(10), *(title.rjust(34) for title in titles))
+        for i, setting in enumerate(results["sweep"]):
+            cells = [describe_returns(returns[i]) for returns in plays.values()]
+            print(f"{setting:10g}", *(cell.rjust(34) for cell in cells))
+    if game.planar:
+        shares = results["basin_fraction"].mean(axis=1)
+        words = [f"{share:.3f}" for share in shares]
+        print("share of the grid that ends at x_1, x_2 > 0:", *words)
+
+
+def robust_limits(values: np.ndarray, least: float) -> tuple[float, float]:
+    """Limits of an axis that shows the values, but for outliers.
+
+    Let r be the range from the 10th to the 90th percentile, or `least` if that is more.
+    Values that are further than 2 r from this range are not shown. The limits are
+    `least` apart, or more.
+    """
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        return 0.0, 1.0
+    low, high = np.percentile(values, (10, 90))
+    reach = 2 * max(high - low, least)
+    bottom = max(values.min(), low - reach)
+    top = min(values.max(), high + reach)
+    margin = max(0.05 * (top - bottom), (least - (top - bottom)) / 2, 1e-6)
+    return bottom - margin, top + margin
+
+
+def draw_report(algorithm, game, results, symbol, color, draw_below) -> Figure:
+    """The figure of a run: the arguments are those of `report`."""
+    players = 1 if game.symmetric else 2
+    width, height = 10, 5.5 * players
+    if game.planar:
+        width, height = max(5, 2 * len(results["sweep"]) + 1), 5
+    figure = Figure(figsize=(width, height), layout="constrained")
+    upper = figure
+    if draw_below is not None:
+        figure.set_size_inches(max(width, 9), height + 3)
+        upper, lower = figure.subfigures(2, 1, height_ratios=(height, 3))
+        draw_below(lower)
+    seeds = results["self_play"].shape[1]
+    upper.suptitle(f"{algorithm} on {game.name}, {seeds} seed" + "s" * (seeds > 1))
+    if game.planar:
+        draw_plane(upper, game, results, symbol, color)
+        return figure
+    parts = upper.subfigures(players, 1, squeeze=False)[:, 0]
+    for player, part in enumerate(parts, start=1):
+        draw_player(part, game, results, player, symbol, color)
+    return figure
+
+
+def draw_plane(figure: Figure, game: Game, results: dict, symbol: str, color: str):
+    """Trajectories of the first seed, and where the grid's points end (Fig. 2).
+
+    White: points that end at x_1, x_2 > 0; gray: with some seeds.
+    """
+    sweep = results["sweep"]
+    panels = figure.subplots(2, len(sweep), sharex=True, sharey=True, squeeze=False)
+    edge = game.extent * 29 / 28  # each point of the grid in the middle of its cell
+    for i, setting in enumerate(sweep):
+        top, bottom = panels[:, i]
+        for path in results["trajectories"][i, 0]:  # (time, 2)
+            top.plot(path[:, 0], path[:, 1], color=color, linewidth=0.6)
+            top.plot(path[-1, 0], path[-1, 1], ".", color="black")
+        top.set(title=f"{symbol} = {setting:g}", ylabel="$x_2$", aspect="equal")
+        top.set(xlim=(-edge, edge), ylim=(-edge, edge))
+
+        share = (results["endpoints"][i] > 0).all(axis=-1).mean(axis=0)  # (29, 29)
+        box = (-edge, edge, -edge, edge)
+        bottom.imshow(share, origin="lower", extent=box, cmap="gray", vmin=0, vmax=1)
+        bottom.set(title=f"{share.mean():.1%} at $x_1, x_2 > 0$")
+        bottom.set(xlabel="$x_1$", ylabel="$x_2$")
+    for axis in panels.flat:
+        axis.label_outer()
+
+
+def draw_play(axis, returns: np.ndarray, color: str, labels: tuple[str, str]):
+    """Returns (S, seed, pair, 2): means and errors; thin lines: the agent's by seed.
+
+    Returns what was drawn, a flat array.
+    """
+    positions = np.arange(len(returns))
+    by_setting = [mean_and_error(each) for each in returns]
+    mean = np.array([mean for mean, _ in by_setting])  # (S, 2)
+    error = np.array([error for _, error in by_setting])
+    by_seed = returns[..., 0].mean(axis=2)  # (S, seed)
+    axis.plot(positions, by_seed, color=color, linewidth=0.5)
+    agent = {"fmt": "o-", "color": color, "label": labels[0]}
+    other = {"fmt": "s--", "color": "black", "label": labels[1]}
+    axis.errorbar(positions, mean[:, 0], error[:, 0], **agent)
+    axis.errorbar(positions, mean[:, 1], error[:, 1], **other)
+    return np.concatenate([mean.ravel(), by_seed.ravel()])
+
+
+def draw_player(
+    figure, game: Game, results: dict, player: int, symbol: str, color: str
+):
+    """What a player's agents get by setting (Fig. 3), and their policies."""
+    plays = plays_of(results, player)
+    cells = [*plays, "policies"]
+    while len(cells) % 3 > 0:  # in rows of three, the policies as wide as there is room
+        cells.append("policies")
+    axes = figure.subplot_mosaic(np.reshape(cells, (-1, 3)))
+
+    ticks = [f"{setting:g}" for setting in results["sweep"]]
+    agent = "agent" if game.symmetric else f"agent, player {player}"
+    drawn = []
+    for name, returns in plays.items():
+        title, other = PLAYS[name]
+        drawn.append(draw_play(axes[name], returns, color, (agent, other)))
+        axes[name].set(title=title, xlabel=symbol, ylabel="expected return")
+        axes[name].set_xticks(range(len(ticks)), ticks, rotation=60)
+        axes[name].legend(fontsize="small")
+
+    drawn = np.concatenate(drawn)
+    least = 0.1 * np.abs(drawn).max()
+    if game.iterated:  # a quarter of the range of all payoffs but the lowest
+        payoffs = sorted(game.rules.own)
+        least = (payoffs[3] - payoffs[1]) / 4
+    limits = robust_limits(drawn, least)
+    for name in plays:
+        axes[name].set_ylim(limits)
+    draw_policies(axes["policies"], game, results, player, symbol)
+
+
+def draw_policies(axis, game: Game, results: dict, player: int, symbol: str):
+    """Mean policies of agents in self-play: chances of C in iterated games."""
+    policies = results["policies"]  # (S, seed, pair, 2, n)
+    if game.iterated:
+        shown = jax.nn.sigmoid(policies)
+    else:
+        shown = jnp.vectorize(game.features, signature="(p,n)->(p,m)")(policies)
+    means = np.asarray(shown[..., player - 1, :].mean(axis=(1, 2)))  # (S, m)
+    scale = {"vmin": 0, "vmax": 1} if game.iterated else {}
+    axis.imshow(means.T, cmap="YlGn", aspect="auto", alpha=0.7, **scale)
+    for (i, j), mean in np.ndenumerate(means):
+        axis.text(i, j, f"{mean:.2f}", ha="center", va="center", fontsize="small")
+    what = "P(cooperate) after ..." if game.iterated else "policies"
+    axis.set(title=f"{what}, self-play", xlabel=symbol)
+    ticks = [f"{setting:g}" for setting in results["sweep"]]
+    axis.set_xticks(range(len(means)), ticks, rotation=60)
+    axis.set_yticks(range(means.shape[1]), game.labels)

@@ -1,246 +1,237 @@
-"""HOLA(n), higher-order LOLA: ascend the return after the opponent's next step, where the opponent is HOLA(n - 1).
+"""HOLA(n), higher-order LOLA: the opponent, too, looks ahead, one step less far.
 
-Foerster et al. (2018), as in Cooijmans, Aghajohari and Courville, Learning with Learning Awareness using Meta-Values,
-App. B. HOLA(0) is naive learning, and for the other orders player 1 follows
+Foerster et al. (2018), as in Cooijmans, Aghajohari and Courville (2023), App. B.
+HOLA(0) is naive learning, and for the other orders player 1 follows
 
     g_1^n(x) = d/dx_1 f_1(x_1, x_2 + alpha g_2^(n - 1)(x)),
 
-differentiated through the opponent's step, and player 2 likewise; HOLA(1) is LOLA in its exact form.
+differentiated through the opponent's step, and player 2 likewise; HOLA(1) is LOLA in
+its exact form. Returns over alpha, and the paper's Fig. 2, 20 seconds and 10 on two
+cores:
 
-    python hola.py --game ipd          returns over alpha: 20 seconds on a 2-core CPU
-    python hola.py --game logistic     the paper's Fig. 2, HOLA2's rows: 10 seconds
+    python hola.py --game ipd
+    python hola.py --game logistic
 
-What to expect of HOLA(2) on the IPD: defection (-2) at alpha = 0 and cooperation around alpha = 10, as with LOLA, but a
-best response exploits it. On the Logistic Game: the basin of B, the better of two solutions, grows around the edges, to
-56 % of the grid, and from alpha = 10 on policies fly off from around the origin. A run prints a table and writes
-results/hola_GAME.npz and figures/hola_GAME.png.
+HOLA(2) defects on the IPD (-2) at alpha = 0 and cooperates around alpha = 10, as LOLA
+does, but a best response exploits it. On the Logistic Game the basin of B, the better
+solution, grows around the edges, to 56 % of the grid, and from alpha = 10 on policies
+fly off from around the origin. A run prints a table and writes results/hola_GAME.npz
+and figures/hola_GAME.png.
 """
 
+import argparse
 import dataclasses
-import inspect
-import json
-import os
-import pathlib
-import re
-import sys
-import tempfile
-from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
 from functools import partial
-from typing import Annotated, get_origin, get_type_hints
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
-from games import GAMES, Game, evaluate_game, game_of, planar_grid, plays
+from games import (
+    GAMES,
+    Game,
+    evaluate_both_players,
+    evaluate_game,
+    find_game,
+    make_folders,
+    print_settings,
+    report,
+    run_script,
+)
 
-NAME, SWEEP, SYMBOL, COLOR = "hola", "alpha", r"$\alpha$", "tab:green"  # of the files, what is swept, in figures
+
+# --- shared: flags ---
+def flag(default, description, low=None, high=None, **settings):
+    """A field of `Config` that is also a flag, a number from `low` to `high` if given.
+
+    `settings` are argparse's.
+    """
+    settings = {"type": type(default), "help": f"{description} ({default})"} | settings
+    metadata = {"low": low, "high": high, "argparse": settings}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_ranges(config):
+    """Raise ValueError, which names the flag, if a number is not in its range."""
+    for field in dataclasses.fields(config):
+        low, high = field.metadata["low"], field.metadata["high"]
+        numbers = np.ravel(getattr(config, field.name))
+        if low is not None and not all(low <= number <= high for number in numbers):
+            name = field.name.replace("_", "-")
+            given = " ".join(str(number) for number in numbers)
+            raise ValueError(f"--{name} takes {low:g} to {high:g}, not {given}")
+
+
+# --- end shared -----------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings of a run, and so all flags, for the IPD; `make_config` has those for other games."""
+    """Settings of a run; those of other games than the IPD are in `make_config`."""
 
-    game: str = "ipd"  # the game
-    payoffs: Annotated[tuple[float, ...], -1e6, 1e6] = ()  # other ones, CC CD DC DD, own action first, for both or each
-    discount: Annotated[float | None, 0.0, 0.999] = None  # another one of an iterated game
-    policy: Annotated[str, "tabular", "mlp", "preconditioned"] = "tabular"  # what has parameters x, see games.py
-    memory: Annotated[int, 1, 2] = 1  # rounds that policies see in iterated games; the default of lr depends on both
-    seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
-    num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each with policies of its own: seed, seed + 1, ...
-    lr: Annotated[float, 0.0, 1e30] = 2.0  # step size of the policies, the paper's alpha in Eq. 1
-    alpha: Annotated[tuple[float, ...], 0.0, 1e30] = GAMES["ipd"].alphas  # look-ahead steps (Eq. 2, App. B)
-    order: Annotated[int, 0, 5] = 2  # order n of HOLA(n); each costs three times the one before to compile
-    eval_pairs: Annotated[int, 1, 2**31 - 1] = 256  # policy pairs for each alpha and seed (Sec. 5.2)
-    eval_steps: Annotated[int, 1, 2**31 - 1] = 500  # steps that they are followed for
+    game: str = flag(
+        "ipd", "the game, or a variant of it such as ipd+mlp: see games.py"
+    )
+    seed: int = flag(0, "first random seed", 0, 2**31 - 1)
+    num_seeds: int = flag(1, "number of seeds: seed, seed + 1, ...", 1, 1000)
+    lr: float = flag(2.0, "step size of the policies (alpha in Eq. 1)", 0, 1e30)
+    alphas: tuple = flag(
+        GAMES["ipd"].alphas, "look-ahead steps", 0, 1e30, type=float, nargs="+"
+    )
+    order: int = flag(2, "n of HOLA(n); each takes three times as long", 0, 5)
+    eval_pairs: int = flag(256, "policy pairs for each alpha and seed", 1, 100_000)
+    eval_steps: int = flag(500, "steps that policies are followed for", 1, 1_000_000)
 
     def __post_init__(self):
-        check(self)
+        check_ranges(self)
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
-    """The settings for a game, one of `GAMES` or one's own, with changes."""
-    played = game_of(changes | {"game": game})
-    settings = dict(game=getattr(game, "name", game), lr=played.lr, alpha=played.alphas)
-    settings |= dict(eval_pairs=32, eval_steps=200) if played.planar else {}
-    settings |= dict(eval_pairs=16) if quick else {}
-    return Config(**settings | changes)
+    """The paper's settings for a game, with changes. ValueError if they are no good."""
+    played = find_game(game)
+    if played.sample is not None:
+        raise ValueError(f"hola.py needs exact returns, not those of {played.name}")
+    settings = {"game": played.name, "lr": played.lr, "alphas": played.alphas}
+    if played.planar:
+        settings.update(eval_pairs=32, eval_steps=200)
+    if quick:
+        settings.update(eval_pairs=16)
+    settings.update(changes)
+    settings["alphas"] = tuple(settings["alphas"])
+    return Config(**settings)
+
+
+# --- HOLA: what a player ascends (App. B) ---------------------------------------------
+
+
+def hola_row(f_own, f_other, own, other, alpha, order: int) -> jax.Array:
+    """One player's update direction by HOLA(order). (n,).
+
+    Payoffs take one's own parameters first: f_own(own, other), f_other(other, own).
+    """
+
+    def surrogate(own):
+        if order == 0:
+            return f_own(own, other)
+        step = alpha * hola_row(f_other, f_own, other, own, alpha, order - 1)
+        return f_own(own, other + step)
+
+    return jax.grad(surrogate)(own)
 
 
 def hola_gradient(f, x: jax.Array, alpha, order: int) -> jax.Array:
-    """HOLA(n)'s update direction (App. B): row i is the derivative by x_i, j the other, of
-
-        f_i(x_i, x_j + alpha g_j(x)),    with g = hola_gradient(f, x, alpha, order - 1), the naive gradient at order 0
+    """HOLA(n)'s update direction (App. B).
 
     Args:
-      f: differentiable game, (2, n) -> (2,).
+      f: differentiable game, (2, n) -> (2,), the returns of both players.
       x: joint policy, (2, n).
-      alpha: look-ahead step, (), or one for each player, (2,): i's at every level of row i.
+      alpha: look-ahead step, (), or one for each player, (2,): player i's at all levels
+        of row i.
       order: the n of HOLA(n). 0 is naive learning, 1 exact LOLA.
 
     Returns:
-      (2, n), in units of return per unit of policy parameter.
+      (2, n), in units of return per unit of policy parameter. Row i is the derivative
+      of player i's surrogate by x_i.
     """
     x = jnp.asarray(x)
     chex.assert_shape(x, (2, None))
-    alpha = jnp.broadcast_to(jnp.asarray(alpha, x.dtype), 2)
+    alpha_1, alpha_2 = jnp.broadcast_to(jnp.asarray(alpha, x.dtype), 2)
 
-    def gradient(i, x, alpha, order):  # player i's row alone, (n,): nothing is computed that is not needed
-        def surrogate(own):
-            joint = x.at[i].set(own)
-            if order > 0:
-                joint = joint.at[1 - i].add(alpha * gradient(1 - i, joint, alpha, order - 1))
-            return f(joint)[i]
+    def f_1(own, other):
+        return f(jnp.stack([own, other]))[0]
 
-        return jax.grad(surrogate)(x[i])
+    def f_2(own, other):
+        return f(jnp.stack([other, own]))[1]
 
-    return jnp.stack([gradient(i, x, alpha[i], order) for i in (0, 1)])
+    row_1 = hola_row(f_1, f_2, x[0], x[1], alpha_1, order)
+    row_2 = hola_row(f_2, f_1, x[1], x[0], alpha_2, order)
+    return jnp.stack([row_1, row_2])
+
+
+# --- Evaluation -----------------------------------------------------------------------
 
 
 def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]:
-    """Evaluate HOLA(n) from the policies that `key` draws, at every alpha (Fig. 2). Arrays (sweep, ...)."""
+    """HOLA's agents at every alpha (Fig. 2). Arrays (alpha, ...).
 
-    def field(x, strengths):
-        return hola_gradient(game.f, x, strengths, config.order)
+    `key` draws the policies that they start from. The arrays are `evaluate_game`'s.
+    """
 
-    play = partial(evaluate_game, key, game, field, lr=config.lr, steps=config.eval_steps, pairs=config.eval_pairs)
-    return jax.vmap(play)(jnp.array(config.alpha))
+    def evaluate_player(game, alpha):
+        def step(x):
+            return x + config.lr * hola_gradient(game.f, x, alpha, config.order)
+
+        return evaluate_game(
+            key,
+            game,
+            step,
+            lr=config.lr,
+            steps=config.eval_steps,
+            pairs=config.eval_pairs,
+        )
+
+    def evaluate_at(alpha):
+        return evaluate_both_players(partial(evaluate_player, alpha=alpha), game)
+
+    return jax.vmap(evaluate_at)(jnp.array(config.alphas))
 
 
-# --- shared: main without training ---
+# --- Command line ---------------------------------------------------------------------
+
+
+# --- shared: command line ---
+def parse_args(argv=None) -> tuple[Config, str]:
+    """Settings from the command line, a flag for each field of `Config`; and --out."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        usage=argparse.SUPPRESS,  # an error is one line
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--quick", action="store_true", help="a small run")
+    parser.add_argument("--out", default=".", help="folder of results/ and figures/")
+    for field in dataclasses.fields(Config):
+        name = "--" + field.name.replace("_", "-")
+        settings = field.metadata["argparse"]
+        # Only what is given is a change: defaults depend on the game.
+        parser.add_argument(name, default=argparse.SUPPRESS, **settings)
+    arguments = vars(parser.parse_args(argv))
+    out = arguments.pop("out")
+    try:
+        config = make_config(**arguments)
+        make_folders(out)
+    except ValueError as error:
+        parser.error(str(error))
+    return config, out
+
+
+# --- end shared -----------------------------------------------------------------------
+
+
 def main(argv=None):
-    config, game, args = parse(argv)
-    run_on = f"jax {jax.__version__} on {jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(described := json.dumps(dataclasses.asdict(config) | {"run_on": run_on}), flush=True)
-    over_seeds = jax.vmap(lambda seed: evaluate(jax.random.split(jax.random.key(seed))[1], game, config), out_axes=1)
-    results = jax.device_get(jax.jit(over_seeds)(np.arange(config.num_seeds, dtype=np.uint32) + config.seed))
-    results |= {"config": described, "sweep": np.ravel(np.float32(getattr(config, SWEEP)))}
-    results |= {"grid": np.asarray(planar_grid(game))} if game.planar else {}
-    write(args.results, partial(np.savez_compressed, **results))
-    figure = Figure(figsize=(2 * len(results["sweep"]) + 1, 5) if game.planar else (20, 6), layout="constrained")
-    figure.suptitle(f"{NAME} on {game.name}, {config.num_seeds} seed(s)")
-    draw(figure, results, game)
-    write(args.figure, partial(figure.savefig, dpi=150))
-    print_table(results, game)
-    if game.sample and "episodes" in vars(config):
-        print("agents followed estimates; returns, best responses and the naive learners beside them are exact")
-    print(f"wrote {args.results} and {args.figure}", flush=True)
+    config, out = parse_args(argv)
+    game = find_game(config.game)
+    settings = print_settings(config)
 
+    def run(seed):
+        # As in scripts that train, the first key of a seed is for training.
+        _, key = jax.random.split(jax.random.key(seed))
+        return evaluate(key, game, config)
 
-# --- end shared ---
-
-
-# --- shared: command line, files, figure and table ---
-def check(config):
-    """Raise ValueError where a field is out of the range in its type: flag, what it takes. Lists become tuples."""
-    for name, hint in list(get_type_hints(Config, include_extras=True).items())[1:]:  # all but the game
-        value, takes = getattr(config, name), hint.__metadata__
-        if get_origin(hint.__origin__) is tuple:
-            object.__setattr__(config, name, value := tuple(np.ravel(value).tolist()))  # jit hashes static arguments
-        each = [one for one in np.ravel(value) if one is not None or getattr(Config, name) is not None]
-        if not all(one in takes if isinstance(one, str) else takes[0] <= one <= takes[1] for one in each):
-            words = " or ".join(takes) if isinstance(takes[0], str) else "numbers from {:g} to {:.10g}".format(*takes)
-            raise ValueError(f"{name.replace('_', '-')}: takes {words}, not {' '.join(map(str, each))}")
-
-
-def parse(argv, **switches):
-    """The command line, a flag for each field of Config and for `switches`: (config, game, arguments)."""
-    # argparse takes -1e6 for a flag, but not with a space before it.
-    argv = [re.sub(r"^-(?=[\d.])", " -", word) for word in (sys.argv[1:] if argv is None else argv)]
-    layout = dict(usage=SUPPRESS, formatter_class=RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False)
-    parser = ArgumentParser(f"{NAME}.py", description=__doc__, **layout)
-    parser.add_argument("--game", default="ipd", choices=sorted(GAMES), help="the game (default: ipd)")
-    parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in minutes")
-    known = parser.parse_known_args(argv)[0]  # --help shows the defaults that go with these two
-    parser.add_argument("-h", "--help", action="help", help="show this and exit")
-    parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")
-    for name, settings in switches.items():
-        parser.add_argument(f"--{name}", **settings)
-    hints, defaults = get_type_hints(Config, include_extras=True), make_config(known.game, known.quick)
-    for name, comment in re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(Config), re.MULTILINE)[1:]:
-        value, takes = getattr(defaults, name), hints[name].__metadata__
-        settings = dict(type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None)
-        settings = {bool: dict(action=BooleanOptionalAction), str: dict(choices=takes)}.get(type(takes[0]), settings)
-        shown = f"{comment} (default: {' '.join(map(str, np.ravel(value))) or None})"
-        parser.add_argument(f"--{name.replace('_', '-')}", default=SUPPRESS, help=shown, **settings)
-    args = parser.parse_args(argv)
-    args.refuse = parser.error
-    try:
-        config = make_config(**{name: value for name, value in vars(args).items() if name in (*hints, "quick")})
-        game = game_of(vars(config))
-        args.results = args.out / f"results/{getattr(config, 'name', NAME)}_{game.name}.npz"
-        args.figure = args.out / f"figures/{args.results.stem}.png"
-        for folder in (args.results.parent, args.figure.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-    except (ValueError, OSError) as error:
-        unwritable = f"out: takes a folder that can be written, not {args.out} ({getattr(error, 'strerror', None)})"
-        parser.error(f"argument --{unwritable if isinstance(error, OSError) else error}")
-    return config, game, args
-
-
-def write(path, save):
-    """Write a file by `save(path)`, beside its name, where no other run does, and move it into place."""
-    part = path.with_name(f"{os.getpid()}.{path.name}")
-    try:
-        save(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def draw(figure, results: dict, game: Game):
-    """Trajectories and basins of planar games (Fig. 2); of others returns (Fig. 3) and policies, for each seat."""
-    settings, rows = [f"{setting:g}" for setting in results["sweep"]], plays(results, game)
-    if game.planar:
-        edge = game.extent * 29 / 28  # each point of the grid in the middle of its cell
-        for i, (top, bottom) in enumerate(figure.subplots(2, len(settings), sharex=True, sharey=True, squeeze=False).T):
-            for path in results["trajectories"][i, 0]:  # (time, 2), of the first seed; a dot where it ends
-                top.plot(*path.T, ".-", color=COLOR, linewidth=0.6, markevery=[-1], markeredgecolor="black")
-            in_b = (results["endpoints"][i] > 0).all(-1).mean(0)  # (29, 29), gray where seeds differ
-            bottom.imshow(in_b, origin="lower", extent=(-edge, edge) * 2, cmap="gray", vmin=0, vmax=1)
-            top.set(title=f"{SYMBOL} = {settings[i]}", ylabel="$x_2$", aspect=1, xlim=(-edge, edge), ylim=(-edge, edge))
-            bottom.set(title=f"{in_b.mean():.1%} at $x_1, x_2 > 0$", xlabel="$x_1$", ylabel="$x_2$")
-        return
-    panels = figure.subplots(len(rows), len(rows[0]) + 1, squeeze=False)
-    for seat, (row, (*axes, last)) in enumerate(zip(rows, panels)):
-        for axis, (title, agent, other, returns, mean, error) in zip(axes, row):
-            axis.errorbar(settings, mean[:, 0], error[:, 0], fmt="o-", color=COLOR, label=agent)
-            axis.errorbar(settings, mean[:, 1], error[:, 1], fmt="s--", color="black", label=other)
-            axis.plot(settings, returns[..., 0].mean(2), ".-", color=COLOR, linewidth=0.4, markersize=3)  # of each seed
-            axis.set(title=title, xlabel=SYMBOL, ylabel="expected return")
-            axis.tick_params("x", rotation=45)
-            axis.sharey(axes[0])
-            axis.legend()
-        show = jax.nn.sigmoid if game.iterated else jnp.vectorize(game.features, signature="(p,n)->(p,m)")
-        columns = dict(zip(settings, show(results["policies"])[..., seat, :].mean((1, 2))))
-        columns |= {"tit-for-tat": [label.endswith(("init", "C")) for label in game.labels]} if game.iterated else {}
-        last.imshow(np.transpose([*columns.values()]), cmap="YlGn", aspect="auto", alpha=0.7)
-        for (j, i), value in np.ndenumerate([*columns.values()]):
-            last.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small")
-        last.set_xticks(range(len(columns)), columns, rotation=45)
-        last.set(title="policies in self-play", xlabel=SYMBOL, yticks=range(len(game.labels)), yticklabels=game.labels)
-
-
-def print_table(results: dict, game: Game):
-    """Means and standard errors of returns, agent : other, over all pairs; shares of the grid that end at B."""
-    for row in plays(results, game):
-        print(SWEEP.rjust(11), *(f"{agent} : {other}".rjust(34) for _, agent, other, *_ in row))
-        for i, setting in enumerate(results["sweep"]):
-            fours = (np.stack([mean[i], error[i]], 1).ravel() for *_, mean, error in row)
-            print(f"{setting:11g}", *("{:.3f} +- {:.3f} : {:.3f} +- {:.3f}".format(*four).rjust(34) for four in fours))
-    if game.planar:
-        print("share that ends at x_1, x_2 > 0:", *(f"{share:.3f}" for share in results["basin_fraction"].mean(1)))
+    seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
+    results = jax.jit(jax.vmap(run, out_axes=1))(seeds)  # arrays (alpha, seed, ...)
+    report(
+        "hola",
+        game,
+        settings,
+        config.alphas,
+        jax.device_get(results),
+        symbol=r"$\alpha$",
+        color="tab:green",
+        out=out,
+    )
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, AssertionError) as error:  # from outside: a line
-        reason = str(error) or isinstance(error, AssertionError) * os.environ.get("JAX_PLATFORMS", "")  # no such one
-        if not isinstance(error, BrokenPipeError):  # whoever read the output is gone
-            print(f"{NAME}.py: {type(error).__name__} {reason}".splitlines()[0], file=sys.stderr)
-        os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)  # after sys.exit JAX may crash, a pipe complain
-# --- end shared ---
+    run_script(main)

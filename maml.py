@@ -20,14 +20,11 @@ results/maml_GAME.npz and figures/maml_GAME.png.
 
 import dataclasses
 import inspect
-import json
-import os
 import pathlib
 import re
 import sys
-import tempfile
 import time
-from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, RawDescriptionHelpFormatter
 from functools import partial
 from typing import Annotated, NamedTuple, get_origin, get_type_hints
 
@@ -36,11 +33,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from matplotlib.figure import Figure
 
-from games import GAMES, Game, evaluate_game, game_of, planar_grid, plays, simultaneous_gradient
+from games import (
+    GAMES,
+    VARIANTS_HELP,
+    Game,
+    evaluate_both_players,
+    evaluate_game,
+    find_game,
+    make_folders,
+    print_settings,
+    report,
+    run_script,
+    simultaneous_gradient,
+)
 
-NAME, SWEEP, SYMBOL, COLOR = "maml", "lr", "lr", "tab:red"  # of the files, what is swept, in figures
+NAME = "maml"  # of the files
 
 Count = Annotated[int, 1, 2**31 - 1]  # the least and the greatest value of a setting
 
@@ -49,11 +57,7 @@ Count = Annotated[int, 1, 2**31 - 1]  # the least and the greatest value of a se
 class Config:
     """All settings of a run, and so all flags, for the IPD; `make_config` has those for other games."""
 
-    game: str = "ipd"  # the game
-    payoffs: Annotated[tuple[float, ...], -1e6, 1e6] = ()  # other ones, CC CD DC DD, own action first, for both or each
-    discount: Annotated[float | None, 0.0, 0.999] = None  # another one of an iterated game
-    policy: Annotated[str, "tabular", "mlp", "preconditioned"] = "tabular"  # what has parameters x, see games.py
-    memory: Annotated[int, 1, 2] = 1  # rounds that policies see in iterated games; the default of lr depends on both
+    game: str = "ipd"  # the game, or a variant of it
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
     num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each with policies of its own: seed, seed + 1, ...
     lr: Annotated[float, 1e-30, 1e30] = 2.0  # step size of the opponents (alpha in Eq. 1), and at first of the agents
@@ -70,8 +74,10 @@ class Config:
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
     """The settings for a game, one of `GAMES` or one's own, with changes."""
-    played = game_of(changes | {"game": game})
-    settings = dict(game=getattr(game, "name", game), lr=played.lr)
+    played = find_game(game)
+    if played.sample is not None:
+        raise ValueError(f"game: {NAME} needs exact returns, not those of {played.name}")
+    settings = dict(game=played.name, lr=played.lr)
     settings |= dict(model_lr=min(0.1, 0.1 * played.lr))  # what is learned is as small as a step size
     settings |= dict(eval_pairs=32, eval_steps=200) if played.planar else {}
     settings |= dict(outer_steps=200, rollout_length=100, eval_pairs=16) if quick else {}
@@ -163,18 +169,19 @@ def evaluate(key: jax.Array, params: Learner, game: Game, config: Config) -> dic
     In self-play all pairs of a seed are the same: only seeds differ.
     """
 
-    def field(x, _):  # naive steps of a size of one's own
-        return params.step_size[:, None] / config.lr * simultaneous_gradient(game.f, x)
+    def evaluate_player_1(played):  # of the game, or of the swapped one
+        learner = params if played is game else jax.tree.map(lambda leaf: leaf[::-1], params)
+        step = lambda x: x + learner.step_size[:, None] * simultaneous_gradient(played.f, x)  # of a size of one's own
+        settings = dict(lr=config.lr, steps=config.eval_steps, pairs=config.eval_pairs)
+        return evaluate_game(key, played, step, agent_start=learner.policy, **settings)
 
-    lr, steps, pairs = config.lr, config.eval_steps, config.eval_pairs
-    results = evaluate_game(key, game, field, 1.0, lr, steps, pairs, initial=params.policy)
-    return jax.tree.map(lambda leaf: leaf[None], results)
+    return jax.tree.map(lambda leaf: leaf[None], evaluate_both_players(evaluate_player_1, game))
 
 
 def main(argv=None):
     config, game, args = parse(argv)
-    run_on = f"jax {jax.__version__} on {jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(described := json.dumps(dataclasses.asdict(config) | {"run_on": run_on}), flush=True)
+    make_output_folders(args)
+    described = print_settings(config)
     seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
     length = max(length for length in range(1, 26) if config.outer_steps % length == 0)  # of a chunk, all alike
     keys, eval_keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)), out_axes=1)(seeds)
@@ -193,24 +200,29 @@ def main(argv=None):
         print(f"{done:6d} / {config.outer_steps}  mean return {best:.4g}  {speed}", flush=True)
     curves = {name: np.concatenate([part[name] for part in parts], 1) for name in parts[0]}
     final = jax.vmap(lambda key, params: evaluate(key, params, game, config), out_axes=1)
-    results = jax.device_get(jax.jit(final)(eval_keys, state.params)) | curves | {"sweep": np.float32([config.lr])}
+    results = jax.device_get(jax.jit(final)(eval_keys, state.params)) | curves
     results |= {f"params/{name}": np.asarray(leaf) for name, leaf in state.params._asdict().items()}
-    results |= {"grid": np.asarray(planar_grid(game))} if game.planar else {}
-    write(args.results, partial(np.savez_compressed, config=described, **results))
-    figure = Figure(figsize=(9 if game.planar else 20, 9), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(5, 3))
-    top.suptitle(f"{NAME} on {game.name}, {config.num_seeds} seed(s)")
-    draw(top, results, game)
-    for axis, name in zip(bottom.subplots(1, 2), ("mean_return", "step_size")):
-        for seat, style in enumerate("-:"):
-            axis.plot(curves[name][..., seat].T, style, color=COLOR, linewidth=0.6)  # a line for each seed
-        axis.set(xlabel="steps of Adam (dotted: player 2)", ylabel=name)
-    write(args.figure, partial(figure.savefig, dpi=150))
-    print_table(results, game)
-    print(f"wrote {args.results} and {args.figure}", flush=True)
+
+    def draw_curves(figure):
+        for axis, name in zip(figure.subplots(1, 2), ("mean_return", "step_size")):
+            for seat, style in enumerate("-:"):
+                axis.plot(curves[name][..., seat].T, style, color="tab:red", linewidth=0.6)  # a line for each seed
+            axis.set(xlabel="steps of Adam (dotted: player 2)", ylabel=name)
+
+    report(
+        NAME,
+        game,
+        described,
+        [config.lr],
+        results,
+        symbol="lr",
+        color="tab:red",
+        out=args.out,
+        draw_below=draw_curves,
+    )
 
 
-# --- shared: command line, files, figure and table ---
+# --- shared: command line of scripts that train ---
 def check(config):
     """Raise ValueError where a field is out of the range in its type: flag, what it takes. Lists become tuples."""
     for name, hint in list(get_type_hints(Config, include_extras=True).items())[1:]:  # all but the game
@@ -223,20 +235,33 @@ def check(config):
             raise ValueError(f"{name.replace('_', '-')}: takes {words}, not {' '.join(map(str, each))}")
 
 
+def game_name(text: str) -> str:
+    """The name of a game, for argparse."""
+    try:
+        return find_game(text).name
+    except ValueError as error:
+        raise ArgumentTypeError(str(error).removeprefix("game ")) from None
+
+
 def parse(argv, **switches):
     """The command line, a flag for each field of Config and for `switches`: (config, game, arguments)."""
     # argparse takes -1e6 for a flag, but not with a space before it.
     argv = [re.sub(r"^-(?=[\d.])", " -", word) for word in (sys.argv[1:] if argv is None else argv)]
     layout = dict(usage=SUPPRESS, formatter_class=RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False)
     parser = ArgumentParser(f"{NAME}.py", description=__doc__, **layout)
-    parser.add_argument("--game", default="ipd", choices=sorted(GAMES), help="the game (default: ipd)")
+    shown = f"the game: {', '.join(sorted(GAMES))}; or a variant of it: {VARIANTS_HELP} (default: ipd)"
+    parser.add_argument("--game", default="ipd", type=game_name, help=shown)
     parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in minutes")
     known = parser.parse_known_args(argv)[0]  # --help shows the defaults that go with these two
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")
     for name, settings in switches.items():
         parser.add_argument(f"--{name}", **settings)
-    hints, defaults = get_type_hints(Config, include_extras=True), make_config(known.game, known.quick)
+    try:
+        defaults = make_config(known.game, known.quick)
+    except ValueError as error:
+        parser.error(f"argument --{error}")
+    hints = get_type_hints(Config, include_extras=True)
     for name, comment in re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(Config), re.MULTILINE)[1:]:
         value, takes = getattr(defaults, name), hints[name].__metadata__
         settings = dict(type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None)
@@ -247,78 +272,22 @@ def parse(argv, **switches):
     args.refuse = parser.error
     try:
         config = make_config(**{name: value for name, value in vars(args).items() if name in (*hints, "quick")})
-        game = game_of(vars(config))
-        args.results = args.out / f"results/{getattr(config, 'name', NAME)}_{game.name}.npz"
-        args.figure = args.out / f"figures/{args.results.stem}.png"
-        for folder in (args.results.parent, args.figure.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-    except (ValueError, OSError) as error:
-        unwritable = f"out: takes a folder that can be written, not {args.out} ({getattr(error, 'strerror', None)})"
-        parser.error(f"argument --{unwritable if isinstance(error, OSError) else error}")
-    return config, game, args
+    except ValueError as error:
+        parser.error(f"argument --{error}")
+    args.results = args.out / f"results/{getattr(config, 'name', NAME)}_{config.game}.npz"
+    return config, find_game(config.game), args
 
 
-def write(path, save):
-    """Write a file by `save(path)`, beside its name, where no other run does, and move it into place."""
-    part = path.with_name(f"{os.getpid()}.{path.name}")
+def make_output_folders(args):
+    """Make results/ and figures/ once arguments and devices are checked, or refuse --out."""
     try:
-        save(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        make_folders(args.out)
+    except ValueError as error:
+        args.refuse(str(error))
 
 
-def draw(figure, results: dict, game: Game):
-    """Trajectories and basins of planar games (Fig. 2); of others returns (Fig. 3) and policies, for each seat."""
-    settings, rows = [f"{setting:g}" for setting in results["sweep"]], plays(results, game)
-    if game.planar:
-        edge = game.extent * 29 / 28  # each point of the grid in the middle of its cell
-        for i, (top, bottom) in enumerate(figure.subplots(2, len(settings), sharex=True, sharey=True, squeeze=False).T):
-            for path in results["trajectories"][i, 0]:  # (time, 2), of the first seed; a dot where it ends
-                top.plot(*path.T, ".-", color=COLOR, linewidth=0.6, markevery=[-1], markeredgecolor="black")
-            in_b = (results["endpoints"][i] > 0).all(-1).mean(0)  # (29, 29), gray where seeds differ
-            bottom.imshow(in_b, origin="lower", extent=(-edge, edge) * 2, cmap="gray", vmin=0, vmax=1)
-            top.set(title=f"{SYMBOL} = {settings[i]}", ylabel="$x_2$", aspect=1, xlim=(-edge, edge), ylim=(-edge, edge))
-            bottom.set(title=f"{in_b.mean():.1%} at $x_1, x_2 > 0$", xlabel="$x_1$", ylabel="$x_2$")
-        return
-    panels = figure.subplots(len(rows), len(rows[0]) + 1, squeeze=False)
-    for seat, (row, (*axes, last)) in enumerate(zip(rows, panels)):
-        for axis, (title, agent, other, returns, mean, error) in zip(axes, row):
-            axis.errorbar(settings, mean[:, 0], error[:, 0], fmt="o-", color=COLOR, label=agent)
-            axis.errorbar(settings, mean[:, 1], error[:, 1], fmt="s--", color="black", label=other)
-            axis.plot(settings, returns[..., 0].mean(2), ".-", color=COLOR, linewidth=0.4, markersize=3)  # of each seed
-            axis.set(title=title, xlabel=SYMBOL, ylabel="expected return")
-            axis.tick_params("x", rotation=45)
-            axis.sharey(axes[0])
-            axis.legend()
-        show = jax.nn.sigmoid if game.iterated else jnp.vectorize(game.features, signature="(p,n)->(p,m)")
-        columns = dict(zip(settings, show(results["policies"])[..., seat, :].mean((1, 2))))
-        columns |= {"tit-for-tat": [label.endswith(("init", "C")) for label in game.labels]} if game.iterated else {}
-        last.imshow(np.transpose([*columns.values()]), cmap="YlGn", aspect="auto", alpha=0.7)
-        for (j, i), value in np.ndenumerate([*columns.values()]):
-            last.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small")
-        last.set_xticks(range(len(columns)), columns, rotation=45)
-        last.set(title="policies in self-play", xlabel=SYMBOL, yticks=range(len(game.labels)), yticklabels=game.labels)
-
-
-def print_table(results: dict, game: Game):
-    """Means and standard errors of returns, agent : other, over all pairs; shares of the grid that end at B."""
-    for row in plays(results, game):
-        print(SWEEP.rjust(11), *(f"{agent} : {other}".rjust(34) for _, agent, other, *_ in row))
-        for i, setting in enumerate(results["sweep"]):
-            fours = (np.stack([mean[i], error[i]], 1).ravel() for *_, mean, error in row)
-            print(f"{setting:11g}", *("{:.3f} +- {:.3f} : {:.3f} +- {:.3f}".format(*four).rjust(34) for four in fours))
-    if game.planar:
-        print("share that ends at x_1, x_2 > 0:", *(f"{share:.3f}" for share in results["basin_fraction"].mean(1)))
+# --- end shared ---
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, AssertionError) as error:  # from outside: a line
-        reason = str(error) or isinstance(error, AssertionError) * os.environ.get("JAX_PLATFORMS", "")  # no such one
-        if not isinstance(error, BrokenPipeError):  # whoever read the output is gone
-            print(f"{NAME}.py: {type(error).__name__} {reason}".splitlines()[0], file=sys.stderr)
-        os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)  # after sys.exit JAX may crash, a pipe complain
-# --- end shared ---
+    run_script(main)

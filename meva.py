@@ -30,9 +30,8 @@ import os
 import pathlib
 import re
 import sys
-import tempfile
 import time
-from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, RawDescriptionHelpFormatter
 from functools import partial
 from typing import Annotated, NamedTuple, get_origin, get_type_hints
 
@@ -44,11 +43,27 @@ import optax
 from jax.experimental.multihost_utils import process_allgather
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from matplotlib.figure import Figure
 
-from games import GAMES, Game, evaluate_game, follow, game_of, mirrored, planar_grid, plays, simultaneous_gradient
+from games import (
+    GAMES,
+    VARIANTS_HELP,
+    Game,
+    check_devices,
+    evaluate_both_players,
+    evaluate_game,
+    find_game,
+    follow,
+    make_folders,
+    planar_grid,
+    report,
+    run_script,
+    simultaneous_gradient,
+    swapped,
+    trajectory,
+    write_file,
+)
 
-NAME, SWEEP, SYMBOL, COLOR = "meva", "eval_gammas", r"$\gamma$", "tab:blue"  # of the files, what is swept, in figures
+NAME = "meva"  # of the files
 
 Count = Annotated[int, 1, 2**31 - 1]  # the least and the greatest value of a setting
 Few = Annotated[int, 1, 1000]
@@ -63,16 +78,7 @@ Switch = Annotated[bool, False, True]
 class Config:
     """All settings of a run, and so all flags, those of App. E for the IPD; `make_config` has those for other games."""
 
-    game: str = "ipd"  # the game
-    payoffs: Annotated[tuple[float, ...], -1e6, 1e6] = ()  # other ones, CC CD DC DD, own action first, for both or each
-    discount: Annotated[float | None, 0.0, 0.999] = None  # another one of an iterated game
-    policy: Annotated[str, "tabular", "mlp", "preconditioned"] = "tabular"  # what has parameters x, see games.py
-    memory: Annotated[int, 1, 2] = 1  # rounds that policies see in iterated games; the default of lr depends on both
-    probes: Annotated[int, 0, 21] = 0  # how many observations the models see, the same for all, drawn by --seed; 0: all
-    episodes: Annotated[int, 0, 2**31 - 1] = 0  # episodes that returns and derivatives are estimated from; 0: exact
-    episode_length: Annotated[int | None, 1, 1000000] = None  # rounds of an episode: 150, or 50 with --quick
-    baseline: Switch = True  # subtract the other episodes' mean reward, see games.py
-    noise: Annotated[float, 0.0, 1e30] = 0.0  # standard deviation of errors of returns and derivatives, of any game
+    game: str = "ipd"  # the game, or a variant of it
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
     num_seeds: Few = 1  # number of seeds, each a model of its own: seed, seed + 1, ...
     lr: Step = 2.0  # step size of the policies, the paper's alpha (Eq. 6)
@@ -88,7 +94,7 @@ class Config:
     last_activation: Annotated[str, "tanh", "gelu"] = "tanh"  # the model's last nonlinearity (App. E; see README)
     share_params: Switch = True  # one parameter set for both players, theta_1 = theta_2 (App. D); if not, for each seat
     outer_steps: Count = 2000  # outer loops of Algorithm 1, best a multiple of 25, as chunks are
-    batch_size: Count = 128  # trajectories in an outer loop; 4 with --quick --episodes
+    batch_size: Count = 128  # trajectories in an outer loop; 4 with --quick and a --game of episodes
     rollout_length: Count = 100  # length T of an exploration trajectory (Algorithm 1)
     stride: Count = 10  # length k of an on-policy stretch (Algorithm 1); it must divide T
     explore: Switch = True  # stretches start on exploration trajectories (Algorithm 1); if not, as in Sec. 3.3
@@ -132,12 +138,12 @@ QUICK = dict(outer_steps=250, batch_size=64, model_lr=1e-3, eval_gammas=(0.0, 0.
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
     """The paper's settings for a game (App. D if planar, else App. E), one of `GAMES` or one's own, with changes."""
-    played = game_of(changes | {"game": game})
-    settings = dict(game=getattr(game, "name", game), lr=played.lr, share_params=played.symmetric)
+    played = find_game(game)
+    settings = dict(game=played.name, lr=played.lr, share_params=played.symmetric)
     settings |= dict(alpha=played.alphas[:5][-1])
     settings |= PLANAR if played.planar else {}
     settings |= (dict(outer_steps=600, model_lr=2e-3) if played.planar else QUICK) if quick else {}
-    settings |= dict(batch_size=4, episode_length=50) if quick and changes.get("episodes") else {}
+    settings |= dict(batch_size=4) if quick and played.sample else {}
     settings |= {} if changes.get("fixed_gamma") is None else dict(eval_gammas=(changes["fixed_gamma"],))
     config = Config(**settings | changes)
     if config.opponent != "self" and config.share_params and not played.symmetric:
@@ -242,6 +248,11 @@ def model_gradient(params, game: Game, x: jax.Array, gamma: jax.Array, signs=1.0
     return jax.grad(lambda x: values(x).mean(-1).sum())(jnp.asarray(x))
 
 
+def returns_of(game: Game, key=None):
+    """What learners ascend, (2, n) -> (2,): f, or with a key the estimate that is sampled by it."""
+    return game.f if key is None else partial(game.sample, key)
+
+
 def meva_gradient(params, game: Game, x, gamma, config: Config, players=slice(2), key=None) -> jax.Array:
     """The field that policies follow: grad V (Eq. 6), or grad f + gamma grad U (Sec. 4.1). (2, n), (2,) -> (2, n).
 
@@ -257,7 +268,7 @@ def meva_gradient(params, game: Game, x, gamma, config: Config, players=slice(2)
         of = partial(model_gradient, params, game, x)
         gradient = sum(of(gamma.at[1 - i].set(0), players=slice(i, i + 1)) for i in range(2)[players])
     if config.form == "U":
-        gamma, naive = gamma[:, None], simultaneous_gradient(game.returns(key), x)
+        gamma, naive = gamma[:, None], simultaneous_gradient(returns_of(game, key), x)
         gradient = (1 - gamma * config.normalized_step) * naive + gamma * gradient
     return gradient
 
@@ -268,8 +279,8 @@ def opponent_gradient(game: Game, x: jax.Array, config: Config, key=None) -> jax
     With a key both are estimated, LOLA's imagined step apart, as in lola.py.
     """
     if config.opponent == "naive":
-        return simultaneous_gradient(game.returns(key), x)
-    f, f_ahead = (game.f, game.f) if key is None else map(game.returns, jax.random.split(key))
+        return simultaneous_gradient(returns_of(game, key), x)
+    f, f_ahead = (game.f, game.f) if key is None else (returns_of(game, key) for key in jax.random.split(key))
 
     def surrogate(own, i):  # i's return after j's next naive step
         joint, j = x.at[i].set(own), 1 - i
@@ -282,11 +293,16 @@ def opponent_gradient(game: Game, x: jax.Array, config: Config, key=None) -> jax
     return jnp.stack([jax.grad(surrogate)(x[i], i) for i in (0, 1)])
 
 
-def with_opponent(field, game: Game, config: Config):
-    """The field of both players in training: with an opponent player 2 has its rule, whatever `field` says."""
-    if config.opponent == "self":
-        return field
-    return lambda x, *key: jnp.stack([field(x, *key)[0], opponent_gradient(game, x, config, *key)[1]])
+def training_step(field, game: Game, config: Config):
+    """The step of both players in training along `field`: with an opponent player 2 has its rule instead."""
+
+    def step(x, *key):
+        gradient = field(x, *key)
+        if config.opponent != "self":
+            gradient = jnp.stack([gradient[0], opponent_gradient(game, x, config, *key)[1]])
+        return x + config.lr * gradient
+
+    return step
 
 
 def lambda_returns(rewards: jax.Array, values: jax.Array, gamma: jax.Array, bootstrap: float) -> jax.Array:
@@ -336,7 +352,7 @@ def td_loss(params, target_params, game: Game, xs: jax.Array, gamma: jax.Array, 
     predictions = predictions[: config.stride]
     keys = None if key is None else jax.random.split(key, config.stride)
     rewarded = xs[1:] if config.form == "U" else xs[:-1]  # U(x) looks one step ahead
-    rewards = jax.vmap(lambda key, x: game.returns(key)(x))(keys, rewarded)
+    rewards = jax.vmap(lambda key, x: returns_of(game, key)(x))(keys, rewarded)
     targets = lambda_returns(rewards[:, config.players], values, gamma[config.players], config.bootstrap)
     if config.semi_gradient:  # Eq. 7 does not say; on the Logistic Game the authors differentiate both of its sides
         targets = jax.lax.stop_gradient(targets)
@@ -367,7 +383,7 @@ def seats(key: jax.Array, game: Game, config: Config) -> list[tuple]:
         return []
     keys = jax.random.split(jax.random.fold_in(key, 2 + config.outer_steps))
     alone = dataclasses.replace(config, share_params=True)
-    return [(key, seen, alone) for key, seen in zip(keys, (game, mirrored(game)))]
+    return [(key, seen, alone) for key, seen in zip(keys, (game, swapped(game)))]
 
 
 def join(states: list[TrainState]) -> TrainState:
@@ -447,7 +463,7 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config, ax
     @jax.vmap  # k steps along the model's gradient alone (footnote 2); what Algorithm 1 says, literally, makes k + 1
     def off_policy(x, gamma, signs, key):
         field = lambda x, *_: model_gradient(explorer, game, x, gamma, signs, config.players)
-        return follow(with_opponent(field, game, config), x, config.lr, config.stride, key)[0]
+        return follow(training_step(field, game, config), x, config.stride, key)
 
     def stretch(carry, key):
         state, x = carry
@@ -459,12 +475,11 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config, ax
         @jax.vmap
         def rollout(x, gamma, key):  # k steps on-policy (Eq. 6)
             field = lambda x, key=None: meva_gradient(state.params, game, x, gamma, config, config.players, key)
-            return follow(with_opponent(field, game, config), x, config.lr, config.stride, key)
+            return trajectory(training_step(field, game, config), x, config.stride, key)
 
-        last, xs = rollout(x, gamma, on_keys)
-        xs = jnp.concatenate([xs, last[:, None]], 1)
+        xs = rollout(x, gamma, on_keys)  # (batch, k + 1, 2, n)
         state, metrics = update(state, game, xs, gamma, config, axis, reward_keys)
-        return (state, x if config.explore else last), metrics
+        return (state, x if config.explore else xs[:, -1]), metrics
 
     keys = jax.random.split(key_stretches, config.rollout_length // config.stride)
     (state, _), metrics = jax.lax.scan(stretch, (state, x), keys)
@@ -494,8 +509,8 @@ def train_chunk(key: jax.Array, state: TrainState, game: Game, config: Config, a
     monitor_key = jax.random.fold_in(key, 1 + config.outer_steps)  # always the same, to see the change of the model
     starts = jax.vmap(game.init)(jax.random.split(monitor_key, 32))
     field = partial(meva_gradient, state.params, game, gamma=gamma, config=config)
-    field = with_opponent(field, game, config)
-    returns = jax.vmap(lambda x: game.f(follow(field, x, config.lr, 200)[0]))(starts)  # (pair, 2)
+    step = training_step(field, game, config)
+    returns = jax.vmap(lambda x: game.f(follow(step, x, 200)))(starts)  # (pair, 2)
     alike = game.symmetric and config.opponent == "self"
     return state, metrics | {"self_play_curve": (returns if alike else returns[:, 0]).mean()[None]}
 
@@ -509,11 +524,27 @@ def train(key: jax.Array, game: Game, config: Config):
 
 def evaluate(key: jax.Array, params, game: Game, config: Config, axis=None) -> dict[str, jax.Array]:
     """Evaluate a model on policies that `key` draws, at every gamma of the sweep (Figs. 2, 3). Arrays (sweep, ...)."""
-    field = partial(meva_gradient, params, game, config=config)
-    opponent = None if config.opponent == "self" else partial(opponent_gradient, game, config=config)
 
     def one(gamma):
-        results = evaluate_game(key, game, field, gamma, config.lr, config.eval_steps, config.eval_pairs, opponent)
+        def evaluate_player_1(played):  # of the game, or of the swapped one
+            models = params if played is game or isinstance(params, Model) else params[::-1]
+            gradient = partial(meva_gradient, models, played, config=config)
+            step = lambda x: x + config.lr * gradient(x, gamma)
+            # Models see a learner's meta-discount as 0.
+            step_beside_naive = lambda x: x + config.lr * gradient(x, jnp.stack([gamma, jnp.zeros_like(gamma)]))
+            opponent_step = lambda x: x + config.lr * opponent_gradient(played, x, config)
+            return evaluate_game(
+                key,
+                played,
+                step,
+                step_beside_naive,
+                lr=config.lr,
+                steps=config.eval_steps,
+                pairs=config.eval_pairs,
+                opponent_step=None if config.opponent == "self" else opponent_step,
+            )
+
+        results = evaluate_both_players(evaluate_player_1, game)
         if game.planar:
             values = jax.vmap(jax.vmap(lambda x: meta_value(params, game, x, gamma)))
             results["values"] = values(planar_grid(game)[..., None])
@@ -540,6 +571,7 @@ def loop_flops(params, config: Config) -> int:
 def main(argv=None):
     config, game, args = parse(argv, **SWITCHES)
     mesh, seeds = make_mesh(config, args)
+    make_output_folders(args)  # JAX has started by now
     sys.stdout = open(os.devnull, "w") if jax.process_index() > 0 else sys.stdout  # process 0 prints and writes
     run_on = f"jax {jax.__version__} on {mesh.size} x {jax.devices()[0].device_kind}"
     print(described := json.dumps(dataclasses.asdict(config) | {"run_on": run_on}), flush=True)
@@ -552,7 +584,7 @@ def main(argv=None):
     def save(state, curves):  # all that is needed to go on
         arrays = flatten("state", state) | flatten("curves", curves) | {"config": described}
         if jax.process_index() == 0:
-            write(path, partial(np.savez_compressed, **arrays))
+            write_file(path, partial(np.savez_compressed, **arrays))
 
     metrics = jax.eval_shape(chunk, seeds, state)[1]
     curves = {name: np.zeros((config.num_seeds, 0), metric.dtype) for name, metric in metrics.items()}
@@ -579,26 +611,30 @@ def main(argv=None):
 
     evaluation = gather(final(seeds, state.params))  # (seed, sweep, ...)
     # What `own_share` repeats comes last, and goes.
-    results = {name: array.swapaxes(0, 1)[: len(getattr(config, SWEEP))] for name, array in evaluation.items()}
-    results |= {"sweep": np.float32(config.eval_gammas)} | curves | flatten("params", gather(state.params))
-    results |= {"grid": np.asarray(planar_grid(game))} if game.planar else {}
+    results = {name: array.swapaxes(0, 1)[: len(config.eval_gammas)] for name, array in evaluation.items()}
+    results |= curves | flatten("params", gather(state.params))
     if jax.process_index() > 0:
         return
-    write(args.results, partial(np.savez_compressed, config=described, **results))
-    size = (max(2 * len(results["sweep"]) + 1, 9), 8) if game.planar else (20, 9)
-    figure = Figure(figsize=size, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(5, 3))
-    top.suptitle(f"{config.name}, form {config.form}, on {game.name}, {config.num_seeds} seed(s)")
-    draw(top, results, game)
-    for axis, name in zip(bottom.subplots(1, 3), ("loss", "td_error", "self_play_curve")):
-        steps = np.linspace(0, config.outer_steps, curves[name].shape[1] + 1)[1:]
-        axis.plot(steps, curves[name].T, color=COLOR, linewidth=0.6)  # a line for each seed
-        axis.set(xlabel="outer loops", ylabel=name, yscale="log" if (curves[name] > 0).all() else "linear")
-    write(args.figure, partial(figure.savefig, dpi=150))
-    print_table(results, game)
+
+    def draw_curves(figure):
+        for axis, name in zip(figure.subplots(1, 3), ("loss", "td_error", "self_play_curve")):
+            steps = np.linspace(0, config.outer_steps, curves[name].shape[1] + 1)[1:]
+            axis.plot(steps, curves[name].T, color="tab:blue", linewidth=0.6)  # a line for each seed
+            axis.set(xlabel="outer loops", ylabel=name, yscale="log" if (curves[name] > 0).all() else "linear")
+
     if game.sample:
         print("trained on estimates; policies followed the exact gradient here, and returns are exact")
-    print(f"wrote {args.results} and {args.figure}", flush=True)
+    report(
+        config.name,
+        game,
+        described,
+        config.eval_gammas,
+        results,
+        symbol=r"$\gamma$",
+        color="tab:blue",
+        out=args.out,
+        draw_below=draw_curves,
+    )
 
 
 # --- shared: devices and checkpoints ---
@@ -624,6 +660,7 @@ def make_mesh(config, args) -> tuple[Mesh, jax.Array]:
             jax.distributed.initialize(*(kind(word) for kind, word in words))
     except (ValueError, IndexError, RuntimeError) as error:
         args.refuse(f"argument --distributed: takes HOST:PORT COUNT INDEX, or a cluster ({error})".splitlines()[0])
+    check_devices()
     hosts = [[device for device in jax.devices() if device.process_index == i] for i in range(jax.process_count())]
     most = min(args.devices or 256, *map(len, hosts)) * len(hosts)
     divisors = lambda number: [count for count in range(1, most + 1) if number % count == 0]
@@ -700,7 +737,7 @@ def load_checkpoint(path, state, metrics: dict, config, args):
 # --- end shared ---
 
 
-# --- shared: command line, files, figure and table ---
+# --- shared: command line of scripts that train ---
 def check(config):
     """Raise ValueError where a field is out of the range in its type: flag, what it takes. Lists become tuples."""
     for name, hint in list(get_type_hints(Config, include_extras=True).items())[1:]:  # all but the game
@@ -713,20 +750,33 @@ def check(config):
             raise ValueError(f"{name.replace('_', '-')}: takes {words}, not {' '.join(map(str, each))}")
 
 
+def game_name(text: str) -> str:
+    """The name of a game, for argparse."""
+    try:
+        return find_game(text).name
+    except ValueError as error:
+        raise ArgumentTypeError(str(error).removeprefix("game ")) from None
+
+
 def parse(argv, **switches):
     """The command line, a flag for each field of Config and for `switches`: (config, game, arguments)."""
     # argparse takes -1e6 for a flag, but not with a space before it.
     argv = [re.sub(r"^-(?=[\d.])", " -", word) for word in (sys.argv[1:] if argv is None else argv)]
     layout = dict(usage=SUPPRESS, formatter_class=RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False)
     parser = ArgumentParser(f"{NAME}.py", description=__doc__, **layout)
-    parser.add_argument("--game", default="ipd", choices=sorted(GAMES), help="the game (default: ipd)")
+    shown = f"the game: {', '.join(sorted(GAMES))}; or a variant of it: {VARIANTS_HELP} (default: ipd)"
+    parser.add_argument("--game", default="ipd", type=game_name, help=shown)
     parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in minutes")
     known = parser.parse_known_args(argv)[0]  # --help shows the defaults that go with these two
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")
     for name, settings in switches.items():
         parser.add_argument(f"--{name}", **settings)
-    hints, defaults = get_type_hints(Config, include_extras=True), make_config(known.game, known.quick)
+    try:
+        defaults = make_config(known.game, known.quick)
+    except ValueError as error:
+        parser.error(f"argument --{error}")
+    hints = get_type_hints(Config, include_extras=True)
     for name, comment in re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(Config), re.MULTILINE)[1:]:
         value, takes = getattr(defaults, name), hints[name].__metadata__
         settings = dict(type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None)
@@ -737,78 +787,22 @@ def parse(argv, **switches):
     args.refuse = parser.error
     try:
         config = make_config(**{name: value for name, value in vars(args).items() if name in (*hints, "quick")})
-        game = game_of(vars(config))
-        args.results = args.out / f"results/{getattr(config, 'name', NAME)}_{game.name}.npz"
-        args.figure = args.out / f"figures/{args.results.stem}.png"
-        for folder in (args.results.parent, args.figure.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-    except (ValueError, OSError) as error:
-        unwritable = f"out: takes a folder that can be written, not {args.out} ({getattr(error, 'strerror', None)})"
-        parser.error(f"argument --{unwritable if isinstance(error, OSError) else error}")
-    return config, game, args
+    except ValueError as error:
+        parser.error(f"argument --{error}")
+    args.results = args.out / f"results/{getattr(config, 'name', NAME)}_{config.game}.npz"
+    return config, find_game(config.game), args
 
 
-def write(path, save):
-    """Write a file by `save(path)`, beside its name, where no other run does, and move it into place."""
-    part = path.with_name(f"{os.getpid()}.{path.name}")
+def make_output_folders(args):
+    """Make results/ and figures/ once arguments and devices are checked, or refuse --out."""
     try:
-        save(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        make_folders(args.out)
+    except ValueError as error:
+        args.refuse(str(error))
 
 
-def draw(figure, results: dict, game: Game):
-    """Trajectories and basins of planar games (Fig. 2); of others returns (Fig. 3) and policies, for each seat."""
-    settings, rows = [f"{setting:g}" for setting in results["sweep"]], plays(results, game)
-    if game.planar:
-        edge = game.extent * 29 / 28  # each point of the grid in the middle of its cell
-        for i, (top, bottom) in enumerate(figure.subplots(2, len(settings), sharex=True, sharey=True, squeeze=False).T):
-            for path in results["trajectories"][i, 0]:  # (time, 2), of the first seed; a dot where it ends
-                top.plot(*path.T, ".-", color=COLOR, linewidth=0.6, markevery=[-1], markeredgecolor="black")
-            in_b = (results["endpoints"][i] > 0).all(-1).mean(0)  # (29, 29), gray where seeds differ
-            bottom.imshow(in_b, origin="lower", extent=(-edge, edge) * 2, cmap="gray", vmin=0, vmax=1)
-            top.set(title=f"{SYMBOL} = {settings[i]}", ylabel="$x_2$", aspect=1, xlim=(-edge, edge), ylim=(-edge, edge))
-            bottom.set(title=f"{in_b.mean():.1%} at $x_1, x_2 > 0$", xlabel="$x_1$", ylabel="$x_2$")
-        return
-    panels = figure.subplots(len(rows), len(rows[0]) + 1, squeeze=False)
-    for seat, (row, (*axes, last)) in enumerate(zip(rows, panels)):
-        for axis, (title, agent, other, returns, mean, error) in zip(axes, row):
-            axis.errorbar(settings, mean[:, 0], error[:, 0], fmt="o-", color=COLOR, label=agent)
-            axis.errorbar(settings, mean[:, 1], error[:, 1], fmt="s--", color="black", label=other)
-            axis.plot(settings, returns[..., 0].mean(2), ".-", color=COLOR, linewidth=0.4, markersize=3)  # of each seed
-            axis.set(title=title, xlabel=SYMBOL, ylabel="expected return")
-            axis.tick_params("x", rotation=45)
-            axis.sharey(axes[0])
-            axis.legend()
-        show = jax.nn.sigmoid if game.iterated else jnp.vectorize(game.features, signature="(p,n)->(p,m)")
-        columns = dict(zip(settings, show(results["policies"])[..., seat, :].mean((1, 2))))
-        columns |= {"tit-for-tat": [label.endswith(("init", "C")) for label in game.labels]} if game.iterated else {}
-        last.imshow(np.transpose([*columns.values()]), cmap="YlGn", aspect="auto", alpha=0.7)
-        for (j, i), value in np.ndenumerate([*columns.values()]):
-            last.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small")
-        last.set_xticks(range(len(columns)), columns, rotation=45)
-        last.set(title="policies in self-play", xlabel=SYMBOL, yticks=range(len(game.labels)), yticklabels=game.labels)
-
-
-def print_table(results: dict, game: Game):
-    """Means and standard errors of returns, agent : other, over all pairs; shares of the grid that end at B."""
-    for row in plays(results, game):
-        print(SWEEP.rjust(11), *(f"{agent} : {other}".rjust(34) for _, agent, other, *_ in row))
-        for i, setting in enumerate(results["sweep"]):
-            fours = (np.stack([mean[i], error[i]], 1).ravel() for *_, mean, error in row)
-            print(f"{setting:11g}", *("{:.3f} +- {:.3f} : {:.3f} +- {:.3f}".format(*four).rjust(34) for four in fours))
-    if game.planar:
-        print("share that ends at x_1, x_2 > 0:", *(f"{share:.3f}" for share in results["basin_fraction"].mean(1)))
+# --- end shared ---
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, AssertionError) as error:  # from outside: a line
-        reason = str(error) or isinstance(error, AssertionError) * os.environ.get("JAX_PLATFORMS", "")  # no such one
-        if not isinstance(error, BrokenPipeError):  # whoever read the output is gone
-            print(f"{NAME}.py: {type(error).__name__} {reason}".splitlines()[0], file=sys.stderr)
-        os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)  # after sys.exit JAX may crash, a pipe complain
-# --- end shared ---
+    run_script(main)

@@ -23,13 +23,11 @@ results/mfos_GAME.npz and figures/mfos_GAME.png.
 import dataclasses
 import inspect
 import json
-import os
 import pathlib
 import re
 import sys
-import tempfile
 import time
-from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, RawDescriptionHelpFormatter
 from functools import partial
 from typing import Annotated, NamedTuple, get_origin, get_type_hints
 
@@ -39,11 +37,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.scipy.stats import norm
-from matplotlib.figure import Figure
 
-from games import GAMES, Game, evaluate_game, game_of, planar_grid, plays, simultaneous_gradient
+from games import (
+    GAMES,
+    VARIANTS_HELP,
+    Game,
+    evaluate_both_players,
+    evaluate_game,
+    find_game,
+    make_folders,
+    print_settings,
+    report,
+    run_script,
+    simultaneous_gradient,
+    write_file,
+)
 
-NAME, SWEEP, SYMBOL, COLOR = "mfos", "lr", "lr", "tab:pink"  # of the files, what is swept, in figures
+NAME = "mfos"  # of the files
 
 Count = Annotated[int, 1, 2**31 - 1]  # the least and the greatest value of a setting
 Step = Annotated[float, 0.0, 1e30]
@@ -54,11 +64,7 @@ Share = Annotated[float, 0.0, 1.0]
 class Config:
     """All settings of a run, and so all flags, the authors' for the IPD, but for half of their number of episodes."""
 
-    game: str = "ipd"  # the game
-    payoffs: Annotated[tuple[float, ...], -1e6, 1e6] = ()  # other ones, CC CD DC DD, own action first, for both or each
-    discount: Annotated[float | None, 0.0, 0.999] = None  # another one of an iterated game
-    policy: Annotated[str, "tabular", "mlp", "preconditioned"] = "tabular"  # what has parameters x, see games.py
-    memory: Annotated[int, 1, 2] = 1  # rounds that policies see in iterated games; the default of lr depends on both
+    game: str = "ipd"  # the game, or a variant of it
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
     num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each with agents of its own: seed, seed + 1, ...
     opponent: Annotated[str, "naive", "lola", "self"] = "naive"  # the other in training: a learner, or M-FOS as well
@@ -88,10 +94,12 @@ class Config:
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
     """The settings for a game, one of `GAMES` or one's own, with changes."""
-    played = game_of(changes | {"game": game})
+    played = find_game(game)
+    if played.sample is not None:
+        raise ValueError(f"game: {NAME} needs exact returns, not those of {played.name}")
     # The authors' learners take steps of 1 on returns without the factor 1 - discount: 25 on the IPD, where lr is 2.
     lr = 12.5 * played.lr if played.iterated else played.lr
-    settings = dict(game=getattr(game, "name", game), lr=lr, alpha=lr)
+    settings = dict(game=played.name, lr=lr, alpha=lr)
     settings |= dict(eval_pairs=32) if played.planar else {}
     settings |= dict(batch_size=256, eval_pairs=16) if quick else {}
     return Config(**settings | changes)
@@ -259,18 +267,31 @@ def train(key: jax.Array, game: Game, config: Config):
 def evaluate(key: jax.Array, params: list[Agent], game: Game, config: Config) -> dict[str, jax.Array]:
     """Evaluate agents from policies that `key` draws, as others are, and in the meta-game. Arrays (1, ...).
 
-    A step along the field is the jump to what was drawn. `episode_returns`, (1, pair, T, 2), are those beside the
+    A step is the jump to what was drawn. `episode_returns`, (1, pair, T, 2), are those beside the
     opponent of the training, the agent's first. Of a pair of agents self-play is their own.
     """
 
-    def field(x, _, key):
-        drawn = [act(key, params, game, x, seat)[1] for seat, key in enumerate(jax.random.split(key))]
-        return (jnp.stack(drawn) - x) / config.lr
+    def evaluate_player_1(played):  # of the game, or of the swapped one
+        agents = params if played is game else params[::-1]
 
-    lr, steps, pairs = config.lr, config.eval_steps, config.eval_pairs
-    opponent = partial(opponent_gradient, game, config=config) if config.opponent == "lola" else None
-    results = evaluate_game(key, game, field, 1.0, lr, steps, pairs, opponent, sampled=True)
-    keys = jax.random.split(jax.random.fold_in(key, pairs + 1), pairs)
+        def step(x, key):
+            keys = jax.random.split(key) if played is game else jax.random.split(key)[::-1]  # one for each seat
+            return jnp.stack([act(key, agents, played, x, seat)[1] for seat, key in enumerate(keys)])
+
+        opponent_step = lambda x: x + config.lr * opponent_gradient(played, x, config)
+        return evaluate_game(
+            key,
+            played,
+            step,
+            lr=config.lr,
+            steps=config.eval_steps,
+            pairs=config.eval_pairs,
+            opponent_step=opponent_step if config.opponent == "lola" else None,
+            draws=True,
+        )
+
+    results = evaluate_both_players(evaluate_player_1, game)
+    keys = jax.random.split(jax.random.fold_in(key, config.eval_pairs + 1), config.eval_pairs)
     for seat in range(2 - game.symmetric):
         episode = partial(meta_episode, agents=params, game=game, config=config, seat=seat)
         results["episode_returns" + "_2" * seat] = jax.vmap(episode)(keys)[-1]
@@ -302,8 +323,8 @@ def load_checkpoint(path, saved, length: int, config, args):
 def main(argv=None):
     resume = dict(action="store_true", help="go on from the checkpoint, if there is one")
     config, game, args = parse(argv, resume=resume)
-    run_on = f"jax {jax.__version__} on {jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(described := json.dumps(dataclasses.asdict(config) | {"run_on": run_on}), flush=True)
+    make_output_folders(args)
+    described = print_settings(config)
     seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
     length = max(length for length in range(1, 11) if config.outer_steps % length == 0)  # of a chunk, all alike
     keys, eval_keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)), out_axes=1)(seeds)
@@ -320,7 +341,7 @@ def main(argv=None):
         state, curves = load_checkpoint(path, (state, curves), length, config, args)
 
     def save():
-        write(path, partial(np.savez_compressed, config=described, **flatten("saved", (state, curves))))
+        write_file(path, partial(np.savez_compressed, config=described, **flatten("saved", (state, curves))))
 
     save()
     print(f"compiled in {time.perf_counter() - begin:.1f} s; checkpoints in {path}, for --resume", flush=True)
@@ -338,26 +359,31 @@ def main(argv=None):
         print(f"{done:6d} / {config.outer_steps}  returns {returns[0]:.4g} : {returns[1]:.4g}  {speed}", flush=True)
     final = over_seeds(lambda key, params: evaluate(key, params, game, config), eval_keys, state.params)
     results = {name: np.swapaxes(array, 0, 1) for name, array in final(eval_keys, state.params).items()}
-    results |= curves | flatten("params", state.params) | {"sweep": np.float32([config.lr])}
-    results |= {"grid": np.asarray(planar_grid(game))} if game.planar else {}
-    write(args.results, partial(np.savez_compressed, config=described, **results))
-    figure = Figure(figsize=(9 if game.planar else 20, 9), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(5, 3))
-    top.suptitle(f"{config.name} on {game.name}, {config.num_seeds} seed(s)")
-    draw(top, results, game)
-    shown = {"episodes": curves["mean_return"][:, :, 0], "meta-steps": results["episode_returns"][0].mean(1)}
-    for axis, (label, returns) in zip(bottom.subplots(1, 2), shown.items()):  # (seed, step, 2), of agents as player 1
-        axis.plot(returns[..., 0].T, color=COLOR, linewidth=0.6)  # a line for each seed
-        axis.plot(returns[..., 1].T, ":", color="black", linewidth=0.6)
-        axis.set(xlabel=f"{label} (dotted: the other)", ylabel="mean return")
-    write(args.figure, partial(figure.savefig, dpi=150))
-    print_table(results, game)
+    results |= curves | flatten("params", state.params)
+
+    def draw_curves(figure):
+        shown = {"episodes": curves["mean_return"][:, :, 0], "meta-steps": results["episode_returns"][0].mean(1)}
+        for axis, (label, returns) in zip(figure.subplots(1, 2), shown.items()):  # (seed, step, 2), of player 1
+            axis.plot(returns[..., 0].T, color="tab:pink", linewidth=0.6)  # a line for each seed
+            axis.plot(returns[..., 1].T, ":", color="black", linewidth=0.6)
+            axis.set(xlabel=f"{label} (dotted: the other)", ylabel="mean return")
+
     for name in ("episode_returns", "episode_returns_2")[: 2 - game.symmetric]:
         print(f"{name} beside {config.opponent}: {{:.3f}} : {{:.3f}}".format(*results[name].mean((0, 1, 2, 3))))
-    print(f"wrote {args.results} and {args.figure}", flush=True)
+    report(
+        config.name,
+        game,
+        described,
+        [config.lr],
+        results,
+        symbol="lr",
+        color="tab:pink",
+        out=args.out,
+        draw_below=draw_curves,
+    )
 
 
-# --- shared: command line, files, figure and table ---
+# --- shared: command line of scripts that train ---
 def check(config):
     """Raise ValueError where a field is out of the range in its type: flag, what it takes. Lists become tuples."""
     for name, hint in list(get_type_hints(Config, include_extras=True).items())[1:]:  # all but the game
@@ -370,20 +396,33 @@ def check(config):
             raise ValueError(f"{name.replace('_', '-')}: takes {words}, not {' '.join(map(str, each))}")
 
 
+def game_name(text: str) -> str:
+    """The name of a game, for argparse."""
+    try:
+        return find_game(text).name
+    except ValueError as error:
+        raise ArgumentTypeError(str(error).removeprefix("game ")) from None
+
+
 def parse(argv, **switches):
     """The command line, a flag for each field of Config and for `switches`: (config, game, arguments)."""
     # argparse takes -1e6 for a flag, but not with a space before it.
     argv = [re.sub(r"^-(?=[\d.])", " -", word) for word in (sys.argv[1:] if argv is None else argv)]
     layout = dict(usage=SUPPRESS, formatter_class=RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False)
     parser = ArgumentParser(f"{NAME}.py", description=__doc__, **layout)
-    parser.add_argument("--game", default="ipd", choices=sorted(GAMES), help="the game (default: ipd)")
+    shown = f"the game: {', '.join(sorted(GAMES))}; or a variant of it: {VARIANTS_HELP} (default: ipd)"
+    parser.add_argument("--game", default="ipd", type=game_name, help=shown)
     parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in minutes")
     known = parser.parse_known_args(argv)[0]  # --help shows the defaults that go with these two
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
     parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")
     for name, settings in switches.items():
         parser.add_argument(f"--{name}", **settings)
-    hints, defaults = get_type_hints(Config, include_extras=True), make_config(known.game, known.quick)
+    try:
+        defaults = make_config(known.game, known.quick)
+    except ValueError as error:
+        parser.error(f"argument --{error}")
+    hints = get_type_hints(Config, include_extras=True)
     for name, comment in re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(Config), re.MULTILINE)[1:]:
         value, takes = getattr(defaults, name), hints[name].__metadata__
         settings = dict(type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None)
@@ -394,78 +433,22 @@ def parse(argv, **switches):
     args.refuse = parser.error
     try:
         config = make_config(**{name: value for name, value in vars(args).items() if name in (*hints, "quick")})
-        game = game_of(vars(config))
-        args.results = args.out / f"results/{getattr(config, 'name', NAME)}_{game.name}.npz"
-        args.figure = args.out / f"figures/{args.results.stem}.png"
-        for folder in (args.results.parent, args.figure.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-    except (ValueError, OSError) as error:
-        unwritable = f"out: takes a folder that can be written, not {args.out} ({getattr(error, 'strerror', None)})"
-        parser.error(f"argument --{unwritable if isinstance(error, OSError) else error}")
-    return config, game, args
+    except ValueError as error:
+        parser.error(f"argument --{error}")
+    args.results = args.out / f"results/{getattr(config, 'name', NAME)}_{config.game}.npz"
+    return config, find_game(config.game), args
 
 
-def write(path, save):
-    """Write a file by `save(path)`, beside its name, where no other run does, and move it into place."""
-    part = path.with_name(f"{os.getpid()}.{path.name}")
+def make_output_folders(args):
+    """Make results/ and figures/ once arguments and devices are checked, or refuse --out."""
     try:
-        save(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        make_folders(args.out)
+    except ValueError as error:
+        args.refuse(str(error))
 
 
-def draw(figure, results: dict, game: Game):
-    """Trajectories and basins of planar games (Fig. 2); of others returns (Fig. 3) and policies, for each seat."""
-    settings, rows = [f"{setting:g}" for setting in results["sweep"]], plays(results, game)
-    if game.planar:
-        edge = game.extent * 29 / 28  # each point of the grid in the middle of its cell
-        for i, (top, bottom) in enumerate(figure.subplots(2, len(settings), sharex=True, sharey=True, squeeze=False).T):
-            for path in results["trajectories"][i, 0]:  # (time, 2), of the first seed; a dot where it ends
-                top.plot(*path.T, ".-", color=COLOR, linewidth=0.6, markevery=[-1], markeredgecolor="black")
-            in_b = (results["endpoints"][i] > 0).all(-1).mean(0)  # (29, 29), gray where seeds differ
-            bottom.imshow(in_b, origin="lower", extent=(-edge, edge) * 2, cmap="gray", vmin=0, vmax=1)
-            top.set(title=f"{SYMBOL} = {settings[i]}", ylabel="$x_2$", aspect=1, xlim=(-edge, edge), ylim=(-edge, edge))
-            bottom.set(title=f"{in_b.mean():.1%} at $x_1, x_2 > 0$", xlabel="$x_1$", ylabel="$x_2$")
-        return
-    panels = figure.subplots(len(rows), len(rows[0]) + 1, squeeze=False)
-    for seat, (row, (*axes, last)) in enumerate(zip(rows, panels)):
-        for axis, (title, agent, other, returns, mean, error) in zip(axes, row):
-            axis.errorbar(settings, mean[:, 0], error[:, 0], fmt="o-", color=COLOR, label=agent)
-            axis.errorbar(settings, mean[:, 1], error[:, 1], fmt="s--", color="black", label=other)
-            axis.plot(settings, returns[..., 0].mean(2), ".-", color=COLOR, linewidth=0.4, markersize=3)  # of each seed
-            axis.set(title=title, xlabel=SYMBOL, ylabel="expected return")
-            axis.tick_params("x", rotation=45)
-            axis.sharey(axes[0])
-            axis.legend()
-        show = jax.nn.sigmoid if game.iterated else jnp.vectorize(game.features, signature="(p,n)->(p,m)")
-        columns = dict(zip(settings, show(results["policies"])[..., seat, :].mean((1, 2))))
-        columns |= {"tit-for-tat": [label.endswith(("init", "C")) for label in game.labels]} if game.iterated else {}
-        last.imshow(np.transpose([*columns.values()]), cmap="YlGn", aspect="auto", alpha=0.7)
-        for (j, i), value in np.ndenumerate([*columns.values()]):
-            last.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small")
-        last.set_xticks(range(len(columns)), columns, rotation=45)
-        last.set(title="policies in self-play", xlabel=SYMBOL, yticks=range(len(game.labels)), yticklabels=game.labels)
-
-
-def print_table(results: dict, game: Game):
-    """Means and standard errors of returns, agent : other, over all pairs; shares of the grid that end at B."""
-    for row in plays(results, game):
-        print(SWEEP.rjust(11), *(f"{agent} : {other}".rjust(34) for _, agent, other, *_ in row))
-        for i, setting in enumerate(results["sweep"]):
-            fours = (np.stack([mean[i], error[i]], 1).ravel() for *_, mean, error in row)
-            print(f"{setting:11g}", *("{:.3f} +- {:.3f} : {:.3f} +- {:.3f}".format(*four).rjust(34) for four in fours))
-    if game.planar:
-        print("share that ends at x_1, x_2 > 0:", *(f"{share:.3f}" for share in results["basin_fraction"].mean(1)))
+# --- end shared ---
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, AssertionError) as error:  # from outside: a line
-        reason = str(error) or isinstance(error, AssertionError) * os.environ.get("JAX_PLATFORMS", "")  # no such one
-        if not isinstance(error, BrokenPipeError):  # whoever read the output is gone
-            print(f"{NAME}.py: {type(error).__name__} {reason}".splitlines()[0], file=sys.stderr)
-        os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)  # after sys.exit JAX may crash, a pipe complain
-# --- end shared ---
+    run_script(main)

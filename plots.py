@@ -34,14 +34,26 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from games import GAMES, Game, exact_best_response, follow, game_of, iterated_returns, joint_payoffs, make_game
-from games import simultaneous_gradient, state_distribution
+from games import (
+    GAMES,
+    Game,
+    Rules,
+    exact_best_response,
+    find_game,
+    follow,
+    iterated_returns,
+    simultaneous_gradient,
+    state_distribution,
+    write_file,
+)
 
 TITLES = {"naive": "naive", "lola": "LOLA", "hola": "HOLA(2)", "cola": "COLA", "maml": "M-MAML", "sos": "SOS"}
 TITLES |= {"pola": "POLA", "mfos": "M-FOS", "meva": "MeVa"}
 SCRIPTS = {name: importlib.import_module(name) for name in TITLES}
-COLORS = {name: script.COLOR for name, script in SCRIPTS.items()}
-SYMBOLS = {name: script.SYMBOL for name, script in SCRIPTS.items() if script.SWEEP != "lr"}  # of what is swept
+COLORS = {"naive": "tab:gray", "lola": "tab:orange", "hola": "tab:green", "cola": "tab:purple", "maml": "tab:red"}
+COLORS |= {"sos": "tab:brown", "pola": "tab:olive", "mfos": "tab:pink", "meva": "tab:blue"}
+SYMBOLS = dict.fromkeys(("lola", "hola", "cola", "sos", "pola"), r"$\alpha$")  # of what is swept
+SYMBOLS |= {"meva": r"$\gamma$"}
 PLAYS = {  # what is played, and who the second player is
     "self_play": ("self-play", "other agent"),
     "best_response": ("against a best response", "best response"),
@@ -109,32 +121,24 @@ RUNS["short_two_hills"] = Run("meva", "two_hills", HILLS | dict(lr=1))  # short 
 
 # The rules of the figure of policies of each kind, and what it says.
 RULES = {"naive": "naive", "grid": "LOLA", "small": "LOLA, lr / 10", "hola": "HOLA(2)", "cola": "COLA", "meva": "MeVa"}
-KINDS = {kind: make_game("ipd", policy=kind) for kind in ("tabular", "preconditioned", "mlp")}
-OF_KINDS = {(kind, name): f"{name}_{game.name}" for kind, game in KINDS.items() for name in RULES}
-GRID = dict(num_seeds=2, alpha=(0, 0.1, 0.3, 1, 2, 3, 5, 10, 20, 30, 50, 70, 100))
+KINDS = {"tables": "ipd", "skewed tables": "ipd+skewed", "networks": "ipd+mlp"}  # of policies, and the games with them
+OF_KINDS = {(kind, name): f"{name}_{game}" for kind, game in KINDS.items() for name in RULES}
+GRID = dict(num_seeds=2, alphas=(0, 0.1, 0.3, 1, 2, 3, 5, 10, 20, 30, 50, 70, 100))
 for kind, game in KINDS.items():
-    grids = dict(grid=GRID, small=GRID | dict(lr=game.lr / 10, eval_steps=5000, eval_pairs=64))
+    grids = dict(grid=GRID, small=GRID | dict(lr=find_game(game).lr / 10, eval_steps=5000, eval_pairs=64))
     own = dict(naive={}, hola=dict(order=2), cola=dict(num_seeds=4), meva=EIGHT) | grids
     for name, settings in own.items():
-        run = Run("lola" if name in grids else name, "ipd", dict(policy=kind) | settings)
+        run = Run("lola" if name in grids else name, game, settings)
         RUNS.setdefault(OF_KINDS[kind, name], run)  # those above stay what they are
-
-PROBES = {(count, seed): f"probes{count}_{seed}_ipd" for count in (1, 2, 4, 8, 21) for seed in range(3)}
-for (count, seed), name in PROBES.items():
-    RUNS[name] = Run("meva", "ipd", dict(memory=2, probes=count, seed=seed, eval_gammas=(0.95,)), quick=True)
 
 SAMPLED = dict(lola=10, meva=0.95)  # who learns from samples on the IPD, and at which alpha or gamma
 EPISODES = (128, 512, 2048, 4096)
-SAMPLES = {}  # the name of the run by script, episodes for each estimate (0: exact returns), and is there a baseline
+SAMPLES = {}  # the name of the run by script and episodes for each estimate (0: exact returns)
 for script, episodes in itertools.product(SAMPLED, (0, *EPISODES)):
-    for baseline in (True, False) if episodes else (True,):
-        seeds = 1 if episodes >= 2048 and not baseline else 3  # a single one where an estimate takes longest
-        settings = dict(alpha=(10,)) if script == "lola" else dict(batch_size=4, num_seeds=seeds)
-        settings |= dict(episodes=episodes, episode_length=50) if episodes else {}
-        settings |= {} if baseline else dict(baseline=False)
-        words = (f"_episodes{episodes}" if episodes else "_exact") + "_no_baseline" * (not baseline)
-        SAMPLES[script, episodes, baseline] = f"{script}{words}_ipd"
-        RUNS[f"{script}{words}_ipd"] = Run(script, "ipd", settings, quick=True)
+    game = f"ipd+episodes={episodes}+length=50" if episodes else "ipd"
+    settings = dict(alphas=(10,)) if script == "lola" else dict(batch_size=4, num_seeds=3)
+    SAMPLES[script, episodes] = f"{script}_{game}" if episodes else f"{script}_exact_{game}"
+    RUNS[SAMPLES[script, episodes]] = Run(script, game, settings, quick=True)
 
 TOURNAMENTS = {"ipd": 25.0, "imp": 25.0, "chicken": 1.0}  # those of the authors, and their step sizes
 TRAINED = {"cola": {}, "maml": {}, "meva": {}, "meva-naive": dict(opponent="naive"), "meva-lola": dict(opponent="lola")}
@@ -174,7 +178,7 @@ def flags(settings: dict) -> str:
     words = []
     for name, value in settings.items():
         values = value if isinstance(value, tuple) else (value,)
-        words += [f"--{'no-' * (value is False)}{name.replace('_', '-')}"]
+        words += [f"--{name.replace('_', '-')}"]
         words += [str(value) for value in values if not isinstance(value, bool)]
     return " ".join(words)
 
@@ -183,7 +187,7 @@ def paths_of(name: str, out: pathlib.Path) -> list[pathlib.Path]:
     """Where a run's results may be: what its command writes, and the copy that is kept in results/paper/."""
     script, game, settings, quick = RUNS[name]  # one whose files would replace another's has a folder of its own
     stem = settings.get("table", script) + (f"-{settings['opponent']}" if "opponent" in settings else "")
-    stem += f"_{game_of(settings | {'game': game}).name}"
+    stem += f"_{game}"
     folder = out if name in (stem, f"games/{stem}") else out / "results/variants" / name
     return [folder / f"results/{stem}.npz", out / f"results/paper/{name}.npz"]
 
@@ -237,9 +241,9 @@ def load(path: pathlib.Path, run: Run) -> Results:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         config = json.loads(str(arrays["config"]))
-        game, of_plots = game_of(run.settings | {"game": run.game}), run.script == "plots"
-        if game_of(config).name != game.name:
-            raise ValueError(f"it is one on {game_of(config).name}")
+        game, of_plots = find_game(run.game), run.script == "plots"
+        if config["game"] != game.name:
+            raise ValueError(f"it is one on {config['game']}")
         sizes = dict(n=len(game.labels), A=np.size(arrays.get("names")))
         if not of_plots:
             sizes |= dict(S=arrays["sweep"].size, N=config["num_seeds"], T=config["eval_steps"] + 1)
@@ -327,7 +331,7 @@ def labelled(script: str, results: Results, i: int) -> str:
     """An algorithm and its i-th setting, and its step size if that is not everybody's."""
     setting = f", {SYMBOLS[script]} = {results['sweep'][i]:g}" if script in SYMBOLS else ""
     config = results["config"]
-    return TITLES[script] + setting + f", lr = {config['lr']:g}" * (config["lr"] != game_of(config).lr)
+    return TITLES[script] + setting + f", lr = {config['lr']:g}" * (config["lr"] != find_game(config["game"]).lr)
 
 
 def plane(figure: Figure, rows: int, columns: int, height: float):
@@ -433,7 +437,7 @@ def draw_networks(figure: Figure, runs: dict):
             axis.set(title=f"{kind}: {RETURNS[key]}", ylim=(-3.05, -0.4))
             axis.set_xticks(range(len(labels)), labels, rotation=60)
             axis.label_outer()
-        if kind == "tabular":
+        if kind == "tables":
             axes[1].set_ylabel("agent's expected return per round")
 
 
@@ -542,24 +546,20 @@ def draw_ablations(figure: Figure, runs: dict):
 def draw_samples(figure: Figure, runs: dict):
     """The agent's returns on the IPD by the episodes of an estimate: points are seeds, and a line goes by their mean.
 
-    It leaves out those with fewer seeds than exact returns have. LOLA follows estimates; MeVa is trained on them, and
-    evaluated with exact gradients.
+    LOLA follows estimates; MeVa is trained on them, and evaluated with exact gradients.
     """
     figure.set_size_inches(WIDTH, 4)
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     for axes, (script, setting) in zip(panels, SAMPLED.items()):
-        exact = runs[SAMPLES[script, 0, True]]
-        count = exact["config"]["num_seeds"]
+        color, exact = COLORS[script], runs[SAMPLES[script, 0]]
         for axis, (key, label) in zip(axes, list(PLAYS.items())[:2]):
-            for baseline, marker in ((True, "o-"), (False, "s--")):
-                color, means = COLORS[script] if baseline else "black", []
-                for episodes in EPISODES:
-                    results = runs[SAMPLES[script, episodes, baseline]]
-                    agents = results[key][at(results, setting)][..., 0].mean(1)  # (seed,)
-                    axis.plot([episodes] * len(agents), agents, marker[0], color=color, markersize=2)
-                    means.append(agents.mean() if len(agents) == count else np.nan)
-                style = dict(color=color, fillstyle="none", label=f"with{'' if baseline else 'out'} baseline")
-                axis.plot(EPISODES, means, marker, markersize=4, **style)
+            means = []
+            for episodes in EPISODES:
+                results = runs[SAMPLES[script, episodes]]
+                agents = results[key][at(results, setting)][..., 0].mean(1)  # (seed,)
+                axis.plot([episodes] * len(agents), agents, "o", color=color, markersize=2)
+                means.append(agents.mean())
+            axis.plot(EPISODES, means, "o-", markersize=4, color=color, fillstyle="none", label="estimates")
             axis.axhline(exact[key][at(exact, setting)][..., 0].mean(), color="gray", linestyle=":", label="exact")
             axis.set(title=f"{TITLES[script]}, {SYMBOLS[script]} = {setting:g}: {label[0]}", xscale="log")
             axis.set_xticks(EPISODES, EPISODES)
@@ -630,7 +630,7 @@ def the_games():
     yield "5.1", "both players prefer B, and cannot unilaterally go there", criterion, numbers, holds
 
     sure = np.broadcast_to(np.float32([50, -50])[:, None, None], (2, 2, 5))  # all-C and all-D, with themselves
-    agents = jax.vmap(IPD.f)(jax.vmap(partial(exact_best_response, IPD, agent=0))(sure))[:, 0]
+    agents = jax.vmap(IPD.f)(jax.vmap(partial(exact_best_response, IPD))(sure))[:, 0]
     statement = "who cooperates or defects unconditionally makes the best response defect, and gets -3 or -2"
     numbers = "{:.3f} or {:.3f}".format(*agents)
     yield "5.2", statement, "those returns, to .001", numbers, np.allclose(agents, (-3, -2), atol=1e-3)
@@ -753,7 +753,7 @@ def only_meva(*runs):
 
 def cooperation(policies: np.ndarray) -> np.ndarray:
     """Discounted share of the rounds in which each player of the IPD cooperates, (..., 2, 5) -> (..., 2)."""
-    shares = jax.vmap(lambda x: state_distribution(x, IPD.discount))(policies.reshape(-1, 2, 5))
+    shares = jax.vmap(lambda x: state_distribution(x, IPD.rules.discount))(policies.reshape(-1, 2, 5))
     return np.asarray(shares @ np.array([[0, 0], [1, 0], [0, 1], [1, 1]])).reshape(policies.shape[:-1])
 
 
@@ -797,7 +797,7 @@ def far_sighted(meva):
     cooperative = returns.mean(1) > -1.2
     criterion = "it cooperates in more than nine rounds of ten wherever self-play returns more than -1.2"
     policies = meva["policies"][cooperative]
-    exact = jax.vmap(partial(exact_best_response, IPD, agent=0))(policies.reshape(-1, 2, 5))
+    exact = jax.vmap(partial(exact_best_response, IPD))(policies.reshape(-1, 2, 5))
     responses = meva["response_policies"][cooperative], np.asarray(exact).reshape(policies.shape)
     for statement, pairs in zip(("the best response is to cooperate", "(the exact best response)"), responses):
         rates = cooperation(pairs)[..., 1].mean(2)  # (S, seed)
@@ -921,7 +921,7 @@ def protocol_of(game: str, name: str) -> Protocol:
 class Contestant(NamedTuple):
     """A learning rule and as many models of it as there are."""
 
-    rule: Callable  # (model, x, seat, gammas, key) -> (n,), the direction in which the player in this seat of x steps
+    rule: Callable  # (model, x, seat, gammas, key) -> (n,), the next policy of the player in this seat of x
     models: Any = np.zeros(1)  # a pytree with a leading axis
     gamma: float = 0.0  # as a meta-value sees this player
     starts: np.ndarray | None = None  # (model, 2, n), of those that choose for each seat where to start
@@ -932,31 +932,35 @@ def contestants(game: Game, runs: dict[str, Results], play: Protocol) -> dict[st
     naive, lola, hola, sos, pola, cola, meva, mfos = map(SCRIPTS.get, "naive lola hola sos pola cola meva mfos".split())
 
     def learner(step_sizes, x, seat, *_):  # naive, with step sizes of its own
-        return naive.naive_gradient(game.f, x)[seat] * step_sizes[seat] / play.lr
+        return x[seat] + step_sizes[seat] * naive.naive_gradient(game.f, x)[seat]
 
     def look_ahead(gradient, **settings):
-        return Contestant(lambda model, x, seat, *_: gradient(game.f, x, play.alpha, **settings)[seat])
+        def rule(model, x, seat, *_):
+            return x[seat] + play.lr * gradient(game.f, x, play.alpha, **settings)[seat]
 
-    def proximal(f, x, alpha):  # at the price of LOLA's small steps; 30 gradient steps almost settle it
+        return Contestant(rule)
+
+    def proximal(model, x, seat, *_):  # at the price of LOLA's small steps; 30 gradient steps almost settle it
         distance = partial(pola.divergence, game)
-        return (pola.pola_step(f, x, alpha, 1 / play.lr, distance, steps=30, tolerance=1e-3) - x) / play.lr
+        return pola.pola_step(game.f, x, play.alpha, 1 / play.lr, distance, steps=30, tolerance=1e-3)[seat]
 
     def follow_cola(config, model, x, seat, *_):
-        return cola.cola_gradient(model, game, x, play.alpha)[seat]
+        return x[seat] + play.lr * cola.cola_gradient(model, game, x, play.alpha)[seat]
 
     def follow_meva(config, model, x, seat, gammas, key):
-        return meva.meva_gradient(model, game, x, np.float32(gammas), config, slice(seat, seat + 1))[seat]
+        gradient = meva.meva_gradient(model, game, x, np.float32(gammas), config, slice(seat, seat + 1))
+        return x[seat] + play.lr * gradient[seat]
 
     def draw_policy(config, agents, x, seat, gammas, key):
-        return (mfos.act(key, agents, game, x, seat)[1] - x[seat]) / play.lr
+        return mfos.act(key, agents, game, x, seat)[1]
 
     everyone = {
         "naive": Contestant(learner, np.full((1, 2), play.lr, np.float32)),
         "lola": look_ahead(lola.lola_gradient),
         "lola-taylor-stop": look_ahead(lola.lola_gradient, variant="taylor-stop"),
         "hola2": look_ahead(hola.hola_gradient, order=2),
-        "sos": look_ahead(sos.sos_gradient, scale=1 / (1 - game.discount)),
-        "pola": look_ahead(proximal),
+        "sos": look_ahead(sos.sos_gradient, scale=1 / (1 - game.rules.discount)),
+        "pola": Contestant(proximal),
     }
     for name, results in runs.items():
         script = name.split("-")[0]
@@ -972,8 +976,8 @@ def contestants(game: Game, runs: dict[str, Results], play: Protocol) -> dict[st
     return everyone
 
 
-@partial(jax.jit, static_argnames=("game", "rules", "gammas", "lr", "steps"))
-def play_pair(game: Game, rules: tuple, gammas: tuple, models: tuple, own: tuple, starts, lr: float, steps: int):
+@partial(jax.jit, static_argnames=("game", "rules", "gammas", "steps"))
+def play_pair(game: Game, rules: tuple, gammas: tuple, models: tuple, own: tuple, starts, steps: int):
     """Two rules from these policies, (trial, 2, n), or for some from their `own`: each pair of models as often as any.
 
     Returns where they end, (trial, 2, n), and which models of the two played, (trial, 2).
@@ -989,12 +993,12 @@ def play_pair(game: Game, rules: tuple, gammas: tuple, models: tuple, own: tuple
         for seat, policies in enumerate(own):
             x = x if policies is None else x.at[:, seat].set(policies[which[seat], seat])
 
-        def field(x, key):
+        def step(x, key):
             keys, sides = jax.random.split(key), enumerate(zip(rules, those))
             return jax.numpy.stack([rule(model, x, seat, gammas, keys[seat]) for seat, (rule, model) in sides])
 
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(1)))(args[1])  # of each trial
-        return jax.vmap(lambda x, key: follow(field, x, lr, steps, key)[0])(x, keys)
+        return jax.vmap(lambda x, key: follow(step, x, steps, key))(x, keys)
 
     ends = jax.lax.map(of_pair, (pairs, trials))  # (pair, share, 2, n)
     return ends.swapaxes(0, 1).reshape(-1, 2, game.n)[: len(starts)], np.resize(pairs, (len(starts), 2))
@@ -1010,8 +1014,8 @@ def hold_tournament(game: Game, everyone: dict[str, Contestant], play: Protocol,
         print(f"{i + 1:3d} / {len(everyone)}  {name} beside all", flush=True)
         for j, column in enumerate(everyone.values()):
             rules, models, gammas, own = zip(row, column)
-            ends, played = play_pair(game, rules, gammas, models, own, starts, lr=play.lr, steps=play.steps)
-            states = jax.vmap(lambda x: state_distribution(x, game.discount))(ends)  # (trial, 4), DD, CD, DC, CC
+            ends, played = play_pair(game, rules, gammas, models, own, starts, steps=play.steps)
+            states = jax.vmap(lambda x: state_distribution(x, game.rules.discount))(ends)  # (trial, 4), DD, CD, DC, CC
             results["returns"][i, j] = jax.vmap(game.f)(ends)
             results["corner"][i, j] = np.where(states.max(1) > 0.5, 3 - states.argmax(1), 4)  # an index of CORNERS
             results["trained"][i, j], results["trained_2"][i, j] = np.asarray(played).T
@@ -1194,7 +1198,7 @@ def tournament(game: Game, protocol: str, out: pathlib.Path) -> list[str]:
     arrays = hold_tournament(game, contestants(game, there, play), play)
     config = {"game": game.name, "table": "tournament", "protocol": protocol, **play._asdict(), "models": sources}
     config |= {"missing": missing}
-    SCRIPTS["naive"].write(path, partial(np.savez_compressed, config=json.dumps(config), **arrays))
+    write_file(path, partial(np.savez_compressed, config=json.dumps(config), **arrays))
     results = {path.stem: load(path, Run("plots", game.name))}
     print(f"{table_of_tournaments(results)}\n\nwrote {path}")
     save_figure(partial(draw_tournament, runs=results), drawing, str(path))
@@ -1207,13 +1211,13 @@ FACTORS = (1.1, 1.25, 1.33, 1.4, 1.6)  # of what is given
 GRID_SETTINGS = list(itertools.product((0.03, 0.1, 0.3, 1, 3), (0.05, 0.3, 2, 10)))
 SEARCHES = {  # algorithm and kind of policies: steps, and for each factor those settings of which the best counts
     # alpha times and beta over 1 - discount, as in the authors' code
-    ("pola", "tabular"): (10, [[(5, 0.1)], [(5, 0.1)], [(5, 0.1)], [(4, 0.1)], [(2.5, 0.1)]]),
-    ("pola", "preconditioned"): (10, [[(0.4, 0.5)], [(0.5, 0.5)], [(0.4, 0.5)], [(0.3, 0.5)], [(0.3, 0.5)]]),
-    ("pola", "mlp"): (10, [[(0.3, 0.1)], [(0.25, 0.13)], [(0.25, 0.13)], [(0.2, 0.1)], [(0.12, 0.05)]]),
-    # alpha and lr times 1 - discount; of preconditioned policies none are known
-    ("lola", "tabular"): (30, [[(3, 25)]] * 5),
-    ("lola", "preconditioned"): (100, [GRID_SETTINGS] * 5),
-    ("lola", "mlp"): (100, [[(0.4, 0.05)], [(0.4, 0.05)], [(0.4, 0.05)], [(0.3, 0.1)], [(0.12, 0.05)]]),
+    ("pola", "tables"): (10, [[(5, 0.1)], [(5, 0.1)], [(5, 0.1)], [(4, 0.1)], [(2.5, 0.1)]]),
+    ("pola", "skewed tables"): (10, [[(0.4, 0.5)], [(0.5, 0.5)], [(0.4, 0.5)], [(0.3, 0.5)], [(0.3, 0.5)]]),
+    ("pola", "networks"): (10, [[(0.3, 0.1)], [(0.25, 0.13)], [(0.25, 0.13)], [(0.2, 0.1)], [(0.12, 0.05)]]),
+    # alpha and lr times 1 - discount; of skewed tables none are known
+    ("lola", "tables"): (30, [[(3, 25)]] * 5),
+    ("lola", "skewed tables"): (100, [GRID_SETTINGS] * 5),
+    ("lola", "networks"): (100, [[(0.4, 0.05)], [(0.4, 0.05)], [(0.4, 0.05)], [(0.3, 0.1)], [(0.12, 0.05)]]),
 }
 
 
@@ -1224,19 +1228,23 @@ def plays_tit_for_tat(game: Game, x) -> jax.Array:
     .8 of the way from DD's payoff to CC's: they reciprocate, and mostly cooperate. (Theirs, where DD's payoff is 0.)
     """
     after_d = np.array([label.endswith("D") for label in game.labels])
-    cc, dd = game.payoffs[0][0], game.payoffs[0][3]
+    cc, _, _, dd = game.rules.own
     return (jax.nn.sigmoid(game.log_odds(x))[:, after_d] < 0.65).all() & (game.f(x).mean() - dd > 0.8 * (cc - dd))
 
 
 @partial(jax.jit, static_argnames=("algorithm", "kind", "steps", "trials"))
 def search_with(algorithm: str, kind: str, factors, settings, steps: int, trials: int):
     """When pairs play tit-for-tat, (setting, trial, step), with these (factor, alpha, beta or lr), (setting,) each."""
-    game, scale = game_of(dict(game="contribution", policy=kind)), 1 / (1 - GAMES["contribution"].discount)
+    game = find_game(KINDS[kind].replace("ipd", "contribution"))
+    scale = 1 / (1 - game.rules.discount)
 
     def of_setting(factor, alpha, other):
         own = (factor - 1, factor / 2 - 1, factor / 2, 0 * factor)
-        returns = lambda x: iterated_returns(game.log_odds(x), joint_payoffs(own, own), game.discount)
-        played = game._replace(f=returns, payoffs=(own, own))
+
+        def returns(x):
+            return iterated_returns(game.log_odds(x), Rules(own, own).payoffs, game.rules.discount)
+
+        played = game._replace(f=returns, rules=game.rules._replace(own=own, other=own))
 
         def step(x, _):
             if algorithm == "pola":
@@ -1280,7 +1288,7 @@ def search(out: pathlib.Path):
     path.parent.mkdir(exist_ok=True)
     arrays = search_for_tit_for_tat()
     config = json.dumps(dict(game="contribution", table="tit-for-tat", protocol="authors"))
-    SCRIPTS["naive"].write(path, partial(np.savez_compressed, config=config, **arrays))
+    write_file(path, partial(np.savez_compressed, config=config, **arrays))
     print(f"{table_of_searches({'': arrays})}\n\nwrote {path}")
 
 
@@ -1440,18 +1448,6 @@ def table_of_networks(runs: dict[str, Results]) -> str:
     return table(("policies", "", "self-play", *BESIDE, "P(C) after CD and CC", "reciprocal"), rows)
 
 
-def table_of_probes(runs: dict[str, Results]) -> str:
-    """MeVa between policies that see two rounds, whose model sees some of 21 observations: the agent's returns."""
-    rows = []
-    for count in dict.fromkeys(count for count, _ in PROBES):
-        those = [runs[name] for (probes, _), name in PROBES.items() if probes == count and name in runs]
-        if those:
-            agents = [[results[key][0, ..., 0].mean() for results in those] for key in RETURNS]  # (play, run)
-            cells = [f"{spread(np.array(each))} ({', '.join(f'{x:.2f}' for x in each)})" for each in agents]
-            rows.append((str(count), *cells))
-    return table(("probes", *RETURNS.values()), rows)
-
-
 def table_of_consistency(runs: dict[str, Results]) -> str:
     """COLA's consistency loss on held-out policies of the Logistic Game, that of HOLA(n), and cosines of the two."""
     rows = []
@@ -1483,11 +1479,11 @@ def table_of_samples(runs: dict[str, Results]) -> str:
     """LOLA, which follows estimates, and MeVa, trained on them and evaluated with exact gradients, on the IPD."""
     rows = []
     for name, results in runs.items():
-        script, config, i = RUNS[name].script, results["config"], at(results, SAMPLED[RUNS[name].script])
-        words = f"{config.get('episodes')}, {'with' if config.get('baseline') else 'without'} baseline"
+        script, episodes = next(key for key, run in SAMPLES.items() if run == name)
+        i = at(results, SAMPLED[script])
         cells = [cell(results, key, i) for key in RETURNS]
         seeds = ", ".join(f"{value:.2f}" for value in results["self_play"][i].mean((1, 2)))
-        rows.append((labelled(script, results, i), words if config.get("episodes") else "exact", seeds, *cells))
+        rows.append((labelled(script, results, i), str(episodes or "exact"), seeds, *cells))
     return table(("", "episodes", "self-play of each seed", "agent : other", *BESIDE), rows)
 
 
@@ -1515,7 +1511,6 @@ TABLES = {
     "ends": (table_of_ends, ("meva_logistic", "far_logistic")),
     "returns": (table_of_returns, ("naive_ipd", "lola_ipd", "hola_ipd", "cola_ipd", "meva_ipd", "meva_imp")),
     "networks": (table_of_networks, OF_KINDS.values()),
-    "probes": (table_of_probes, PROBES.values()),
     "samples": (table_of_samples, SAMPLES.values()),
     "consistency": (table_of_consistency, ("cola_logistic",)),
     "games": (table_of_games, [name for name in RUNS if name.startswith("games/")]),
@@ -1540,7 +1535,7 @@ def save_figure(draw, path: pathlib.Path, sources: str):
     with matplotlib.rc_context(STYLE):
         figure = Figure(layout="constrained")
         draw(figure)
-        SCRIPTS["naive"].write(path, partial(figure.savefig, format=path.suffix[1:], dpi=200))
+        write_file(path, partial(figure.savefig, format=path.suffix[1:], dpi=200))
     print(f"wrote {path}" + f", from {sources}" * bool(sources))
 
 
@@ -1571,7 +1566,7 @@ def work(args: argparse.Namespace) -> dict[str, list[str]]:
     if args.report:
         path = args.out / "results/paper/README.md"
         text, missing = report(path, args.out)
-        SCRIPTS["naive"].write(path, lambda part: part.write_text(text, "utf-8"))
+        write_file(path, lambda part: part.write_text(text, "utf-8"))
         print(f"wrote {path}")
         return {"the report": missing}
     names = [args.figure] if args.figure else FIGURES

@@ -1,301 +1,365 @@
-"""SOS, stable opponent shaping: LOLA as far as it does not turn against LookAhead, which it is near fixed points.
+"""SOS, stable opponent shaping: LOLA as far as it does not turn against LookAhead.
 
-Letcher et al., Stable Opponent Shaping in Differentiable Games (2019), in its notation: losses are L = -f, xi is the
-simultaneous gradient, xi_i = dL_i / dx_i, H its Jacobian, of blocks H_ij = dxi_i / dx_j, and H_o the same without the
-diagonal ones, H_ii. Players descend
+Letcher et al. (2019), Stable Opponent Shaping in Differentiable Games. With g the
+simultaneous gradient, row i the derivative of f_i by x_i, and H its Jacobian, of blocks
+H_ij, players ascend
 
-    xi_0 - p alpha chi,    with xi_0 = (I - alpha H_o) xi and chi_i = H_ji^T dL_i / dx_j, j the other player:
+    g + alpha H_o g + p alpha chi,    chi_i = H_ji^T df_i/dx_j, j the other player,
 
-LookAhead at p = 0 and LOLA (lola.py's `taylor`) at p = 1. SOS takes the p of their Algorithm 1. For small alpha it then
-converges locally to stable fixed points (Thm. 4), to fixed points alone (Prop. 5), and almost surely to no strict
-saddle (Thm. 6). `--variant` has what it was compared with, as `sos_gradient` explains.
-Their code does not multiply returns by 1 - discount. What depends on it, the threshold b and |xi|^2 in p and the offset
-in SGA's sign, is computed for f / (1 - discount); alpha = 25 and lr = 25 on the IPD are theirs of 1.
+where H_o is H without the blocks H_11 and H_22: LookAhead at p = 0, LOLA (`taylor` in
+lola.py) at p = 1. SOS takes the p of their Algorithm 1. For small alpha it then
+converges locally to stable fixed points (Thm. 4), to fixed points alone (Prop. 5), and
+almost surely to no strict saddle (Thm. 6). (In their notation losses are L = -f, and
+xi = -g.) `--variant` has what they compare it with. 20 seconds and 10 on two cores:
 
-    python sos.py --game ipd           returns over alpha: 20 seconds on a 2-core CPU
-    python sos.py --game tandem        the game that SOS was made for: 10 seconds
+    python sos.py --game ipd
+    python sos.py --game tandem
 
-What to expect on the IPD: defection (-2) at alpha = 0, more cooperation the larger it is (-1.44 at 10, -1.22 at 100),
-which best responses exploit. On Tandem LOLA's players push on to where both lose, SOS's stop where naive ones do, at
-the default alphas. A run prints a table and writes results/sos_GAME.npz and figures/sos_GAME.png.
+On the IPD everybody defects at alpha = 0 (-2), and cooperates more the larger it is
+(-1.44 at 10, -1.22 at 100), which best responses exploit. On Tandem, at the default
+alphas, LOLA's players push on to where both lose; SOS's stop where naive ones do.
+
+Their code does not multiply returns by 1 - discount. What depends on it, the threshold
+b and |xi|^2 in p and the offset in SGA's sign, is computed for f / (1 - discount);
+alpha = 25 and lr = 25 on the IPD are theirs of 1. A run prints a table and writes
+results/sos_GAME.npz and figures/sos_GAME.png.
 """
 
+import argparse
 import dataclasses
-import inspect
-import json
-import os
-import pathlib
-import re
-import sys
-import tempfile
-from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, RawDescriptionHelpFormatter
 from functools import partial
-from typing import Annotated, get_origin, get_type_hints
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
-from games import GAMES, Game, evaluate_game, game_of, planar_grid, plays, simultaneous_gradient
+from games import (
+    GAMES,
+    Game,
+    evaluate_both_players,
+    evaluate_game,
+    find_game,
+    make_folders,
+    print_settings,
+    report,
+    run_script,
+    simultaneous_gradient,
+)
 
-NAME, SWEEP, SYMBOL, COLOR = "sos", "alpha", r"$\alpha$", "tab:brown"  # of the files, what is swept, in figures
-VARIANTS = ("sos", "lookahead", "consensus", "sga", "extragradient", "cgd", "lss")
+
+# --- shared: flags ---
+def flag(default, description, low=None, high=None, **settings):
+    """A field of `Config` that is also a flag, a number from `low` to `high` if given.
+
+    `settings` are argparse's.
+    """
+    settings = {"type": type(default), "help": f"{description} ({default})"} | settings
+    metadata = {"low": low, "high": high, "argparse": settings}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_ranges(config):
+    """Raise ValueError, which names the flag, if a number is not in its range."""
+    for field in dataclasses.fields(config):
+        low, high = field.metadata["low"], field.metadata["high"]
+        numbers = np.ravel(getattr(config, field.name))
+        if low is not None and not all(low <= number <= high for number in numbers):
+            name = field.name.replace("_", "-")
+            given = " ".join(str(number) for number in numbers)
+            raise ValueError(f"--{name} takes {low:g} to {high:g}, not {given}")
+
+
+# --- end shared -----------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings of a run, and so all flags, for the IPD; `make_config` has those for other games."""
+    """Settings of a run; those of other games than the IPD are in `make_config`."""
 
-    game: str = "ipd"  # the game
-    payoffs: Annotated[tuple[float, ...], -1e6, 1e6] = ()  # other ones, CC CD DC DD, own action first, for both or each
-    discount: Annotated[float | None, 0.0, 0.999] = None  # another one of an iterated game
-    policy: Annotated[str, "tabular", "mlp", "preconditioned"] = "tabular"  # what has parameters x, see games.py
-    memory: Annotated[int, 1, 2] = 1  # rounds that policies see in iterated games; the default of lr depends on both
-    seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
-    num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each with policies of its own: seed, seed + 1, ...
-    lr: Annotated[float, 0.0, 1e30] = 2.0  # step size of the policies; in Letcher et al. it is alpha itself
-    alpha: Annotated[tuple[float, ...], 0.0, 1e30] = GAMES["ipd"].alphas  # look-ahead steps, or weights (CO, SGA)
-    variant: Annotated[str, *VARIANTS] = "sos"  # which of the family
-    eval_pairs: Annotated[int, 1, 2**31 - 1] = 256  # policy pairs for each alpha and seed
-    eval_steps: Annotated[int, 1, 2**31 - 1] = 500  # steps that they are followed for
+    game: str = flag(
+        "ipd", "the game, or a variant of it such as ipd+mlp: see games.py"
+    )
+    seed: int = flag(0, "first random seed", 0, 2**31 - 1)
+    num_seeds: int = flag(1, "number of seeds: seed, seed + 1, ...", 1, 1000)
+    lr: float = flag(2.0, "step size of the policies (alpha in Eq. 1)", 0, 1e30)
+    alphas: tuple = flag(
+        GAMES["ipd"].alphas, "look-ahead steps", 0, 1e30, type=float, nargs="+"
+    )
+    variant: str = flag(
+        "sos",
+        "which of the family",
+        choices=[
+            "sos",
+            "lookahead",
+            "consensus",
+            "sga",
+            "extragradient",
+            "cgd",
+            "lss",
+        ],
+    )
+    eval_pairs: int = flag(256, "policy pairs for each alpha and seed", 1, 100_000)
+    eval_steps: int = flag(500, "steps that policies are followed for", 1, 1_000_000)
 
     def __post_init__(self):
-        check(self)
+        check_ranges(self)
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
-    """The settings for a game, one of `GAMES` or one's own, with changes."""
-    played = game_of(changes | {"game": game})
-    settings = dict(game=getattr(game, "name", game), lr=played.lr, alpha=played.alphas)
-    settings |= dict(eval_pairs=32, eval_steps=200) if played.planar else {}
-    settings |= dict(eval_pairs=16) if quick else {}
-    return Config(**settings | changes)
+    """The paper's settings for a game, with changes. ValueError if they are no good."""
+    played = find_game(game)
+    if played.sample is not None:
+        raise ValueError(f"sos.py needs exact returns, not those of {played.name}")
+    settings = {"game": played.name, "lr": played.lr, "alphas": played.alphas}
+    if played.planar:
+        settings.update(eval_pairs=32, eval_steps=200)
+    if quick:
+        settings.update(eval_pairs=16)
+    settings.update(changes)
+    settings["alphas"] = tuple(settings["alphas"])
+    return Config(**settings)
 
 
-def sos_gradient(f, x: jax.Array, alpha, variant: str = "sos", scale: float = 1.0) -> jax.Array:
-    """The update direction of SOS (Letcher et al., 2019), and those of its family: it ascends, so minus
+# --- SOS and its family ---------------------------------------------------------------
+#
+# Each function returns what players ascend, (2, n). alpha is (2, 1), a row for each.
 
-        sos            xi_0 - p alpha chi, with p from `sos_p`
-        lookahead      xi_0 = xi - alpha H_o xi, the first order of lola.py's form (Zhang and Lesser, 2010)
-        consensus      xi + alpha H^T xi (Mescheder et al., 2017)
-        sga            xi +- alpha A^T xi, with A = (H - H^T) / 2 (Balduzzi et al., 2018)
-        extragradient  xi(x - alpha xi) (Korpelevich, 1976)
-        cgd            (I + alpha H_o)^-1 xi (Schaefer and Anandkumar, 2019); it can be singular at a large alpha
-        lss            xi + H^T H^-1 xi (Mazumdar et al., 2019), with the pseudo-inverse in place of a regularised one
 
-    Args:
-      f: differentiable game, (2, n) -> (2,).
-      x: joint policy, (2, n).
-      alpha: look-ahead step of both players, (); of CO and SGA their gamma and lambda, in published code 1 for losses
-        that are not normalised, 25 here on the IPD. At 0 all are the naive gradient but LSS, which does not have it.
-      variant: one of these names, or there is a ValueError.
-      scale: what f is to be multiplied by for SOS's b and |xi|^2 and SGA's offset. alpha is that of f.
+def jacobian_times(f, x, v) -> jax.Array:
+    """H v, with H the Jacobian of the simultaneous gradient at x. (2, n)."""
+    return jax.jvp(partial(simultaneous_gradient, f), (x,), (v,))[1]
 
-    Returns:
-      (2, n), in units of return per unit of policy parameter.
+
+def transposed_times(f, x, v) -> jax.Array:
+    """H^T v. (2, n)."""
+    _, pull_back = jax.vjp(partial(simultaneous_gradient, f), x)
+    return pull_back(v)[0]
+
+
+def from_the_other(times, f, x, v) -> jax.Array:
+    """H_o v or H_o^T v: each row takes what it gets by the other row of v. (2, n)."""
+    row_1 = times(f, x, v.at[0].set(0))[0]
+    row_2 = times(f, x, v.at[1].set(0))[1]
+    return jnp.stack([row_1, row_2])
+
+
+def lookahead(f, x, alpha):
+    """g + alpha H_o g: LookAhead to first order in alpha (Zhang and Lesser, 2010)."""
+    g = simultaneous_gradient(f, x)
+    return g + alpha * from_the_other(jacobian_times, f, x, g)
+
+
+def sos(f, x, alpha):
+    """LookAhead + p alpha chi (Letcher et al., 2019)."""
+    # Row j is the derivative of the other's return, f_i, by x_j.
+    of_other = simultaneous_gradient(lambda x: f(x)[::-1], x)
+    chi = from_the_other(transposed_times, f, x, of_other)
+    plain = lookahead(f, x, alpha)
+    p = sos_p(simultaneous_gradient(f, x), plain, alpha * chi)
+    return plain + p * alpha * chi
+
+
+def sos_p(g, plain, shaping, a: float = 0.5, b: float = 0.1) -> jax.Array:
+    """How much of LOLA's `shaping` SOS adds to LookAhead's `plain` (Algorithm 1). ().
+
+    The first criterion keeps the sum within a right angle of `plain`, the second makes
+    p vanish near fixed points. One p is for both players: all arguments are (2, n).
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"variant: takes {', '.join(VARIANTS)}, not {variant}")
-    x = jnp.asarray(x)
-    chex.assert_shape(x, (2, None))
-    chex.assert_shape(alpha := jnp.asarray(alpha, x.dtype) / scale, ())  # below, xi and H are those of `scale` f
-
-    def gradient(x):
-        return -scale * simultaneous_gradient(f, x)
-
-    xi, H = jax.linearize(gradient, x)  # H(v) is H v
-
-    def H_o(v):  # row i of H v, but for what v_i contributes
-        return jnp.stack([H(v.at[0].set(0))[0], H(v.at[1].set(0))[1]])
-
-    def transposed(linear, v):
-        return jax.linear_transpose(linear, v)(v)[0]
-
-    def matrix(linear):  # (2 n, 2 n), not in half a precision
-        columns = jax.vmap(linear)(jnp.eye(x.size, dtype=x.dtype).reshape(-1, *x.shape))
-        return columns.reshape(x.size, x.size).T.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-    if variant in ("sos", "lookahead"):
-        direction = xi - alpha * H_o(xi)
-    if variant == "sos":
-        others = -scale * simultaneous_gradient(lambda x: f(x)[::-1], x)  # row j is dL_i / dx_j
-        chi = transposed(H_o, others)
-        direction -= alpha * sos_p(xi, direction, -alpha * chi) * chi
-    if variant == "consensus":
-        direction = xi + alpha * transposed(H, xi)
-    if variant == "sga":
-        slope = transposed(H, xi)  # of |xi|^2 / 2
-        adjustment = (slope - H(xi)) / 2
-        aligned = (xi * slope).sum() * (adjustment * slope).sum() / x.size
-        direction = xi + alpha * jnp.sign(aligned + 0.1) * adjustment  # their offset, for where nothing is aligned
-    if variant == "extragradient":
-        direction = gradient(x - alpha * xi)
-    if variant == "cgd":
-        system = matrix(lambda v: v + alpha * H_o(v))
-        direction = jnp.linalg.solve(system, xi.ravel().astype(system.dtype)).reshape(x.shape).astype(x.dtype)
-    if variant == "lss":
-        inverse = jnp.linalg.pinv(matrix(H), rtol=1e-5)
-        direction = xi + transposed(H, (inverse * xi.ravel()).sum(1).reshape(x.shape).astype(x.dtype))
-    return -direction / scale
-
-
-def sos_p(xi: jax.Array, xi_0: jax.Array, shaping: jax.Array, a: float = 0.5, b: float = 0.1) -> jax.Array:
-    """How much of LOLA's `shaping`, -alpha chi, SOS adds to LookAhead's xi_0 (Letcher et al., 2019, Algorithm 1). ().
-
-    The first criterion keeps the sum within a right angle of xi_0, the second makes p vanish near fixed points. One p
-    is for both players: all arguments are (2, n).
-    """
-    along = (shaping * xi_0).sum()
-    p_1 = jnp.where(along >= 0, 1, jnp.minimum(1, -a * (xi_0**2).sum() / jnp.where(along >= 0, 1, along)))
-    squared = (xi**2).sum()
+    along = (shaping * plain).sum()
+    turns_back = along < 0
+    bound = -a * (plain**2).sum() / jnp.where(turns_back, along, 1)
+    p_1 = jnp.where(turns_back, jnp.minimum(1, bound), 1)
+    squared = (g**2).sum()
     p_2 = jnp.where(squared < b**2, squared, 1)
     return jnp.minimum(p_1, p_2)
 
 
+def consensus(f, x, alpha):
+    """g - alpha H^T g: consensus optimisation (Mescheder et al., 2017)."""
+    g = simultaneous_gradient(f, x)
+    return g - alpha * transposed_times(f, x, g)
+
+
+def sga(f, x, alpha):
+    """g -+ alpha A^T g, A = (H - H^T) / 2: symplectic gradient adjustment.
+
+    Balduzzi et al. (2018), with their offset of .1, for where nothing is aligned.
+    """
+    g = simultaneous_gradient(f, x)
+    slope = transposed_times(f, x, g)  # of |g|^2 / 2
+    adjustment = (slope - jacobian_times(f, x, g)) / 2
+    aligned = -(g * slope).sum() * (adjustment * slope).sum() / x.size
+    return g - alpha * jnp.sign(aligned + 0.1) * adjustment
+
+
+def extragradient(f, x, alpha):
+    """g(x + alpha g) (Korpelevich, 1976)."""
+    return simultaneous_gradient(f, x + alpha * simultaneous_gradient(f, x))
+
+
+def jacobian(f, x) -> jax.Array:
+    """H as a matrix, (2 n, 2 n), not in half a precision."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    blocks = jax.jacobian(partial(simultaneous_gradient, f))(x)  # (2, n, 2, n)
+    return blocks.reshape(x.size, x.size)
+
+
+def cgd(f, x, alpha):
+    """(I - alpha H_o)^-1 g: competitive gradient descent.
+
+    Schaefer and Anandkumar (2019). At a large alpha the matrix can be singular.
+    """
+    g = simultaneous_gradient(f, x)
+    player = np.repeat([0, 1], x.shape[1])
+    H = jacobian(f, x)
+    H_o = jnp.where(player[:, None] == player, 0, H)
+    step = jnp.broadcast_to(alpha, x.shape).reshape(-1, 1)
+    system = jnp.eye(x.size, dtype=H.dtype) - step * H_o
+    direction = jnp.linalg.solve(system, g.ravel().astype(H.dtype))
+    return direction.reshape(x.shape).astype(x.dtype)
+
+
+def lss(f, x, alpha):
+    """g + H^T H^-1 g: local symplectic surgery (Mazumdar et al., 2019); no alpha.
+
+    Their update, for zero-sum games, is half of this sum, with a regularised inverse;
+    without the half it is a step twice as long. Ours takes the pseudo-inverse.
+    """
+    g = simultaneous_gradient(f, x)
+    inverse = jnp.linalg.pinv(jacobian(f, x), rtol=1e-5)
+    solution = (inverse * g.ravel()).sum(axis=1).reshape(x.shape).astype(x.dtype)
+    return g + transposed_times(f, x, solution)
+
+
+VARIANTS = {
+    "sos": sos,
+    "lookahead": lookahead,
+    "consensus": consensus,
+    "sga": sga,
+    "extragradient": extragradient,
+    "cgd": cgd,
+    "lss": lss,
+}
+
+
+def sos_gradient(
+    f, x: jax.Array, alpha, variant: str = "sos", scale: float = 1.0
+) -> jax.Array:
+    """The update direction of SOS (Letcher et al., 2019), and those of its family.
+
+    Args:
+      f: differentiable game, (2, n) -> (2,), the returns of both players.
+      x: joint policy, (2, n).
+      alpha: look-ahead step, (), or one for each player, (2,); of consensus and SGA
+        their gamma and lambda, in published code 1 for returns that are not normalised,
+        25 here on the IPD. At 0 all are the naive gradient but LSS.
+      variant: a key of `VARIANTS`; ValueError if it is none.
+      scale: what f is to be multiplied by for SOS's b and |xi|^2 and SGA's offset.
+        alpha is that of f.
+
+    Returns:
+      (2, n), in units of return per unit of policy parameter.
+    """
+    x = jnp.asarray(x)
+    chex.assert_shape(x, (2, None))
+    if variant not in VARIANTS:
+        raise ValueError(f"variant is one of {', '.join(VARIANTS)}, not {variant}")
+    alpha = jnp.broadcast_to(jnp.asarray(alpha, x.dtype), 2)[:, None] / scale
+
+    def scaled(x):
+        return scale * f(x)
+
+    return VARIANTS[variant](scaled, x, alpha) / scale
+
+
+# --- Evaluation -----------------------------------------------------------------------
+
+
 def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]:
-    """Evaluate SOS from the policies that `key` draws, at every alpha. Arrays (sweep, ...)."""
+    """SOS's agents at every alpha. Arrays (alpha, ...).
 
-    def field(x, strengths):  # an agent takes its part of what both would do if both were agents
-        return sos_gradient(game.f, x, strengths.max(), config.variant, 1 / (1 - (game.discount or 0)))
+    `key` draws the policies that they start from. The arrays are `evaluate_game`'s.
+    """
+    scale = 1.0
+    if game.iterated:
+        scale = 1 / (1 - game.rules.discount)
 
-    play = partial(evaluate_game, key, game, field, lr=config.lr, steps=config.eval_steps, pairs=config.eval_pairs)
-    return jax.vmap(play)(jnp.array(config.alpha))
+    def evaluate_player(game, alpha):
+        def step(x):
+            gradient = sos_gradient(game.f, x, alpha, config.variant, scale)
+            return x + config.lr * gradient
+
+        return evaluate_game(
+            key,
+            game,
+            step,
+            lr=config.lr,
+            steps=config.eval_steps,
+            pairs=config.eval_pairs,
+        )
+
+    def evaluate_at(alpha):
+        return evaluate_both_players(partial(evaluate_player, alpha=alpha), game)
+
+    return jax.vmap(evaluate_at)(jnp.array(config.alphas))
 
 
-# --- shared: main without training ---
+# --- Command line ---------------------------------------------------------------------
+
+
+# --- shared: command line ---
+def parse_args(argv=None) -> tuple[Config, str]:
+    """Settings from the command line, a flag for each field of `Config`; and --out."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        usage=argparse.SUPPRESS,  # an error is one line
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--quick", action="store_true", help="a small run")
+    parser.add_argument("--out", default=".", help="folder of results/ and figures/")
+    for field in dataclasses.fields(Config):
+        name = "--" + field.name.replace("_", "-")
+        settings = field.metadata["argparse"]
+        # Only what is given is a change: defaults depend on the game.
+        parser.add_argument(name, default=argparse.SUPPRESS, **settings)
+    arguments = vars(parser.parse_args(argv))
+    out = arguments.pop("out")
+    try:
+        config = make_config(**arguments)
+        make_folders(out)
+    except ValueError as error:
+        parser.error(str(error))
+    return config, out
+
+
+# --- end shared -----------------------------------------------------------------------
+
+
 def main(argv=None):
-    config, game, args = parse(argv)
-    run_on = f"jax {jax.__version__} on {jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(described := json.dumps(dataclasses.asdict(config) | {"run_on": run_on}), flush=True)
-    over_seeds = jax.vmap(lambda seed: evaluate(jax.random.split(jax.random.key(seed))[1], game, config), out_axes=1)
-    results = jax.device_get(jax.jit(over_seeds)(np.arange(config.num_seeds, dtype=np.uint32) + config.seed))
-    results |= {"config": described, "sweep": np.ravel(np.float32(getattr(config, SWEEP)))}
-    results |= {"grid": np.asarray(planar_grid(game))} if game.planar else {}
-    write(args.results, partial(np.savez_compressed, **results))
-    figure = Figure(figsize=(2 * len(results["sweep"]) + 1, 5) if game.planar else (20, 6), layout="constrained")
-    figure.suptitle(f"{NAME} on {game.name}, {config.num_seeds} seed(s)")
-    draw(figure, results, game)
-    write(args.figure, partial(figure.savefig, dpi=150))
-    print_table(results, game)
-    if game.sample and "episodes" in vars(config):
-        print("agents followed estimates; returns, best responses and the naive learners beside them are exact")
-    print(f"wrote {args.results} and {args.figure}", flush=True)
+    config, out = parse_args(argv)
+    game = find_game(config.game)
+    settings = print_settings(config)
 
+    def run(seed):
+        # As in scripts that train, the first key of a seed is for training.
+        _, key = jax.random.split(jax.random.key(seed))
+        return evaluate(key, game, config)
 
-# --- end shared ---
-
-
-# --- shared: command line, files, figure and table ---
-def check(config):
-    """Raise ValueError where a field is out of the range in its type: flag, what it takes. Lists become tuples."""
-    for name, hint in list(get_type_hints(Config, include_extras=True).items())[1:]:  # all but the game
-        value, takes = getattr(config, name), hint.__metadata__
-        if get_origin(hint.__origin__) is tuple:
-            object.__setattr__(config, name, value := tuple(np.ravel(value).tolist()))  # jit hashes static arguments
-        each = [one for one in np.ravel(value) if one is not None or getattr(Config, name) is not None]
-        if not all(one in takes if isinstance(one, str) else takes[0] <= one <= takes[1] for one in each):
-            words = " or ".join(takes) if isinstance(takes[0], str) else "numbers from {:g} to {:.10g}".format(*takes)
-            raise ValueError(f"{name.replace('_', '-')}: takes {words}, not {' '.join(map(str, each))}")
-
-
-def parse(argv, **switches):
-    """The command line, a flag for each field of Config and for `switches`: (config, game, arguments)."""
-    # argparse takes -1e6 for a flag, but not with a space before it.
-    argv = [re.sub(r"^-(?=[\d.])", " -", word) for word in (sys.argv[1:] if argv is None else argv)]
-    layout = dict(usage=SUPPRESS, formatter_class=RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False)
-    parser = ArgumentParser(f"{NAME}.py", description=__doc__, **layout)
-    parser.add_argument("--game", default="ipd", choices=sorted(GAMES), help="the game (default: ipd)")
-    parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in minutes")
-    known = parser.parse_known_args(argv)[0]  # --help shows the defaults that go with these two
-    parser.add_argument("-h", "--help", action="help", help="show this and exit")
-    parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")
-    for name, settings in switches.items():
-        parser.add_argument(f"--{name}", **settings)
-    hints, defaults = get_type_hints(Config, include_extras=True), make_config(known.game, known.quick)
-    for name, comment in re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(Config), re.MULTILINE)[1:]:
-        value, takes = getattr(defaults, name), hints[name].__metadata__
-        settings = dict(type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None)
-        settings = {bool: dict(action=BooleanOptionalAction), str: dict(choices=takes)}.get(type(takes[0]), settings)
-        shown = f"{comment} (default: {' '.join(map(str, np.ravel(value))) or None})"
-        parser.add_argument(f"--{name.replace('_', '-')}", default=SUPPRESS, help=shown, **settings)
-    args = parser.parse_args(argv)
-    args.refuse = parser.error
-    try:
-        config = make_config(**{name: value for name, value in vars(args).items() if name in (*hints, "quick")})
-        game = game_of(vars(config))
-        args.results = args.out / f"results/{getattr(config, 'name', NAME)}_{game.name}.npz"
-        args.figure = args.out / f"figures/{args.results.stem}.png"
-        for folder in (args.results.parent, args.figure.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-    except (ValueError, OSError) as error:
-        unwritable = f"out: takes a folder that can be written, not {args.out} ({getattr(error, 'strerror', None)})"
-        parser.error(f"argument --{unwritable if isinstance(error, OSError) else error}")
-    return config, game, args
-
-
-def write(path, save):
-    """Write a file by `save(path)`, beside its name, where no other run does, and move it into place."""
-    part = path.with_name(f"{os.getpid()}.{path.name}")
-    try:
-        save(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def draw(figure, results: dict, game: Game):
-    """Trajectories and basins of planar games (Fig. 2); of others returns (Fig. 3) and policies, for each seat."""
-    settings, rows = [f"{setting:g}" for setting in results["sweep"]], plays(results, game)
-    if game.planar:
-        edge = game.extent * 29 / 28  # each point of the grid in the middle of its cell
-        for i, (top, bottom) in enumerate(figure.subplots(2, len(settings), sharex=True, sharey=True, squeeze=False).T):
-            for path in results["trajectories"][i, 0]:  # (time, 2), of the first seed; a dot where it ends
-                top.plot(*path.T, ".-", color=COLOR, linewidth=0.6, markevery=[-1], markeredgecolor="black")
-            in_b = (results["endpoints"][i] > 0).all(-1).mean(0)  # (29, 29), gray where seeds differ
-            bottom.imshow(in_b, origin="lower", extent=(-edge, edge) * 2, cmap="gray", vmin=0, vmax=1)
-            top.set(title=f"{SYMBOL} = {settings[i]}", ylabel="$x_2$", aspect=1, xlim=(-edge, edge), ylim=(-edge, edge))
-            bottom.set(title=f"{in_b.mean():.1%} at $x_1, x_2 > 0$", xlabel="$x_1$", ylabel="$x_2$")
-        return
-    panels = figure.subplots(len(rows), len(rows[0]) + 1, squeeze=False)
-    for seat, (row, (*axes, last)) in enumerate(zip(rows, panels)):
-        for axis, (title, agent, other, returns, mean, error) in zip(axes, row):
-            axis.errorbar(settings, mean[:, 0], error[:, 0], fmt="o-", color=COLOR, label=agent)
-            axis.errorbar(settings, mean[:, 1], error[:, 1], fmt="s--", color="black", label=other)
-            axis.plot(settings, returns[..., 0].mean(2), ".-", color=COLOR, linewidth=0.4, markersize=3)  # of each seed
-            axis.set(title=title, xlabel=SYMBOL, ylabel="expected return")
-            axis.tick_params("x", rotation=45)
-            axis.sharey(axes[0])
-            axis.legend()
-        show = jax.nn.sigmoid if game.iterated else jnp.vectorize(game.features, signature="(p,n)->(p,m)")
-        columns = dict(zip(settings, show(results["policies"])[..., seat, :].mean((1, 2))))
-        columns |= {"tit-for-tat": [label.endswith(("init", "C")) for label in game.labels]} if game.iterated else {}
-        last.imshow(np.transpose([*columns.values()]), cmap="YlGn", aspect="auto", alpha=0.7)
-        for (j, i), value in np.ndenumerate([*columns.values()]):
-            last.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize="small")
-        last.set_xticks(range(len(columns)), columns, rotation=45)
-        last.set(title="policies in self-play", xlabel=SYMBOL, yticks=range(len(game.labels)), yticklabels=game.labels)
-
-
-def print_table(results: dict, game: Game):
-    """Means and standard errors of returns, agent : other, over all pairs; shares of the grid that end at B."""
-    for row in plays(results, game):
-        print(SWEEP.rjust(11), *(f"{agent} : {other}".rjust(34) for _, agent, other, *_ in row))
-        for i, setting in enumerate(results["sweep"]):
-            fours = (np.stack([mean[i], error[i]], 1).ravel() for *_, mean, error in row)
-            print(f"{setting:11g}", *("{:.3f} +- {:.3f} : {:.3f} +- {:.3f}".format(*four).rjust(34) for four in fours))
-    if game.planar:
-        print("share that ends at x_1, x_2 > 0:", *(f"{share:.3f}" for share in results["basin_fraction"].mean(1)))
+    seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
+    results = jax.jit(jax.vmap(run, out_axes=1))(seeds)  # arrays (alpha, seed, ...)
+    report(
+        "sos",
+        game,
+        settings,
+        config.alphas,
+        jax.device_get(results),
+        symbol=r"$\alpha$",
+        color="tab:brown",
+        out=out,
+    )
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (KeyboardInterrupt, OSError, MemoryError, RuntimeError, AssertionError) as error:  # from outside: a line
-        reason = str(error) or isinstance(error, AssertionError) * os.environ.get("JAX_PLATFORMS", "")  # no such one
-        if not isinstance(error, BrokenPipeError):  # whoever read the output is gone
-            print(f"{NAME}.py: {type(error).__name__} {reason}".splitlines()[0], file=sys.stderr)
-        os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)  # after sys.exit JAX may crash, a pipe complain
-# --- end shared ---
+    run_script(main)
