@@ -34,7 +34,13 @@ import pathlib
 import re
 import sys
 import time
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, RawDescriptionHelpFormatter
+from argparse import (
+    SUPPRESS,
+    ArgumentParser,
+    ArgumentTypeError,
+    BooleanOptionalAction,
+    RawDescriptionHelpFormatter,
+)
 from functools import partial
 from typing import Annotated, NamedTuple, get_origin, get_type_hints
 
@@ -52,7 +58,6 @@ from games import (
     VARIANTS_HELP,
     Game,
     check_devices,
-    evaluate_both_players,
     evaluate_game,
     find_game,
     make_folders,
@@ -321,14 +326,10 @@ def evaluate(key: jax.Array, params, game: Game, config: Config, axis=None) -> d
     """Evaluate a model on the policies that `key` draws, at every alpha of the sweep (Fig. 2). Arrays (sweep, ...)."""
 
     def one(alpha):
-        def evaluate_player_1(played):  # of the game, or of the swapped one
-            models = params if played is game or isinstance(params, Model) else params[::-1]
-            step = lambda x: x + config.lr * cola_gradient(models, played, x, alpha)
-            settings = dict(lr=config.lr, steps=config.eval_steps, pairs=config.eval_pairs)
-            return evaluate_game(key, played, step, **settings)
-
+        step = lambda x: x + config.lr * cola_gradient(params, game, x, alpha)
+        settings = dict(lr=config.lr, steps=config.eval_steps, pairs=config.eval_pairs)
         held_out = evaluate_consistency(jax.random.fold_in(key, 1), params, game, alpha)
-        return held_out | evaluate_both_players(evaluate_player_1, game)
+        return held_out | evaluate_game(key, game, step, **settings)
 
     return jax.lax.map(one, own_share(jnp.array(config.eval_alphas), axis))
 

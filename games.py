@@ -849,23 +849,24 @@ def naive_step(game: Game, x: jax.Array, lr: float) -> jax.Array:
     return x + lr * simultaneous_gradient(game.f, x)
 
 
-def beside(step: Callable, other_step: Callable) -> Callable:
-    """The rule of a pair in which player 1 follows `step` and player 2 `other_step`.
+def beside(step: Callable, other_step: Callable, agent: int = 0) -> Callable:
+    """The rule of a pair: player `agent` follows `step`, the other one `other_step`.
 
     The pair's rule takes a key where `step` draws; `other_step` never does.
     """
 
     def joint_step(x, key=None):
-        return other_step(x).at[0].set(take_step(step, x, key)[0])
+        own = take_step(step, x, key)[agent]
+        return other_step(x).at[agent].set(own)
 
     return joint_step
 
 
-def best_response(game: Game, x: jax.Array, lr: float, steps: int) -> jax.Array:
-    """Player 1 stands still in x while player 2 learns naively. (2, n) -> (2, n)."""
+def best_response(game: Game, x: jax.Array, lr: float, steps: int, agent: int = 0):
+    """Player `agent` stands still in x while the other learns naively. (2, n)."""
 
     def step(now):
-        return naive_step(game, now, lr).at[0].set(x[0])
+        return naive_step(game, now, lr).at[agent].set(x[agent])
 
     return follow(step, x, steps)
 
@@ -976,110 +977,115 @@ def play_self(game, step, start, steps, key) -> tuple[jax.Array, dict]:
     return agents, results
 
 
-def play_responses(game, agents, newcomer, lr, steps) -> dict:
-    """What best responses leave to player 1 of `agents`; one starts at `newcomer`."""
-    start = agents.at[1].set(newcomer)
-    response = best_response(game, start, lr, steps)
+def play_responses(game, agents, agent, newcomer, lr, steps) -> dict:
+    """What best responses leave to an agent, 0 or 1; one starts at `newcomer`, (n,)."""
+    order = np.array([agent, 1 - agent])  # the agent first
+    start = agents.at[1 - agent].set(newcomer)
+    response = best_response(game, start, lr, steps, agent)
     results = {
-        "best_response": game.f(response),
-        "response_policies": policies_of(game, response),
+        "best_response": game.f(response)[order],
+        "response_policies": policies_of(game, response)[order],
     }
     if game.iterated:
-        exact = exact_best_response(game, agents)
-        payoffs, discount = game.rules.payoffs, game.rules.discount
+        seen = game if agent == 0 else swapped(game)  # as the agent sees it
+        exact = exact_best_response(seen, agents[order])
+        payoffs, discount = seen.rules.payoffs, seen.rules.discount
         results["exact_best_response"] = iterated_returns(exact, payoffs, discount)
         results["exact_response_policies"] = exact
     return results
 
 
-def play_pair(game, step, start, steps, key) -> tuple[jax.Array, jax.Array]:
-    """Where the rule of a pair leads from `start`: returns, and who got them."""
-    ends = follow(step, start, steps, key)
-    return game.f(ends), policies_of(game, ends)
+def play_learners(game, step, opponent_step, agent, start, lr, steps, key) -> dict:
+    """What an agent, 0 or 1, gets beside a naive learner, and beside the opponent."""
+    order = np.array([agent, 1 - agent])  # the agent first
+    pair_step = beside(step, partial(naive_step, game, lr=lr), agent)
+    ends = follow(pair_step, start, steps, key)
+    results = {
+        "versus_naive": game.f(ends)[order],
+        "versus_naive_policies": policies_of(game, ends)[order],
+    }
+    if opponent_step is not None:
+        ends = follow(beside(step, opponent_step, agent), start, steps, key)
+        results["versus_opponent"] = game.f(ends)[order]
+        results["versus_opponent_policies"] = policies_of(game, ends)[order]
+    return results
+
+
+def over_pairs(play: Callable, keys: jax.Array, draws: bool) -> dict:
+    """`play(key)` for each of the keys, one of a pair of policies."""
+    if draws:  # one after another: episodes of all pairs would not fit in memory
+        return jax.lax.map(play, keys)
+    return jax.vmap(play)(keys)
 
 
 def evaluate_game(
     key,
     game: Game,
     step: Callable,
-    step_beside_naive=None,
     *,
     lr: float,
     steps: int,
     pairs: int,
+    step_beside=None,
     opponent_step=None,
     agent_start=None,
     draws=False,
 ) -> dict:
-    """What player 1 gets by following a rule, beside several others (Sec. 5.2).
-
-    Player 2's agents are player 1's of the swapped game: see `evaluate_both_players`.
+    """What agents get by following a rule, by themselves and beside others (Sec. 5.2).
 
     Args:
       key: draws the policies that everybody starts from.
       game: the game.
       step: the rule, x -> the next x, for both players in self-play.
-      step_beside_naive: the rule of player 1 beside other learners, where it differs.
       lr: step size of naive learners and of best responses, which learn naively.
       steps: how long policies are followed.
       pairs: how many pairs of policies there are.
-      opponent_step: the rule of another learner to play beside, as player 2.
+      step_beside: where the rule of an agent, 0 or 1, is another one beside learners:
+        `step_beside(agent)` is that rule.
+      opponent_step: the rule of another learner to play beside.
       agent_start: where agents start, (2, n), if not at random as everybody else.
-      draws: whether `step` and `step_beside_naive` take a key, `step(x, key)`.
+      draws: whether `step` and `step_beside(agent)` take a key, `step(x, key)`.
 
     Returns:
-      Returns (pair, 2), player 1's first: "self_play", "best_response" to player 1,
-      "exact_best_response" (iterated games), "versus_naive" and "versus_opponent"; and
-      who got them, (pair, 2, n), in iterated games their log-odds, (pair, 2, o):
-      "policies", "response_policies", "exact_response_policies",
-      "versus_naive_policies", "versus_opponent_policies". In planar games also
-      "trajectories" of self-play, (pair, steps + 1, 2), and what `survey` returns.
+      Returns (pair, 2) of player 1's agents, theirs first: in "self_play", beside a
+      "best_response" and an "exact_best_response" (iterated games), "versus_naive" and
+      "versus_opponent"; and who got them, (pair, 2, n), in iterated games their
+      log-odds, (pair, 2, o): "policies", "response_policies",
+      "exact_response_policies", "versus_naive_policies", "versus_opponent_policies".
+      Where the game is not symmetric the same of player 2's agents, theirs first, with
+      "_2" in the names. In planar games also "trajectories" of self-play, (pair, steps
+      + 1, 2), and what `survey` returns.
     """
-    own_step = step_beside_naive or step
+
+    def play_as(agent, agents, start, newcomers, key):
+        own_step = step if step_beside is None else step_beside(agent)
+        if agent_start is not None:
+            start = start.at[agent].set(agent_start[agent])
+        newcomer = newcomers[1 - agent]
+        results = play_responses(game, agents, agent, newcomer, lr, steps)
+        results |= play_learners(
+            game, own_step, opponent_step, agent, start, lr, steps, key
+        )
+        return results
 
     def play(key):
         key_start, key_response = jax.random.split(key)
         # 2: a third key, which `split` has not made.
         key_draw = jax.random.fold_in(key, 2) if draws else None
         start = game.init(key_start)
+        newcomers = game.init(key_response)
         start_of_agents = start if agent_start is None else agent_start
         agents, results = play_self(game, step, start_of_agents, steps, key_draw)
-
-        newcomer = game.init(key_response)[1]
-        results |= play_responses(game, agents, newcomer, lr, steps)
-
-        start_beside = start.at[0].set(start_of_agents[0])
-        pair_step = beside(own_step, partial(naive_step, game, lr=lr))
-        ends = play_pair(game, pair_step, start_beside, steps, key_draw)
-        results["versus_naive"], results["versus_naive_policies"] = ends
-        if opponent_step is not None:
-            pair_step = beside(own_step, opponent_step)
-            ends = play_pair(game, pair_step, start_beside, steps, key_draw)
-            results["versus_opponent"], results["versus_opponent_policies"] = ends
+        results |= play_as(0, agents, start, newcomers, key_draw)
+        if not game.symmetric:
+            second = play_as(1, agents, start, newcomers, key_draw)
+            results |= {name + "_2": array for name, array in second.items()}
         return results
 
-    keys = jax.random.split(key, pairs)
-    if draws:  # one after another: episodes of all pairs would not fit in memory
-        results = jax.lax.map(play, keys)
-    else:
-        results = jax.vmap(play)(keys)
+    results = over_pairs(play, jax.random.split(key, pairs), draws)
     if game.planar:
         key_survey = jax.random.fold_in(key, pairs) if draws else None
         results |= survey(game, step, steps, key_survey)
-    return results
-
-
-def evaluate_both_players(evaluate: Callable, game: Game) -> dict[str, jax.Array]:
-    """`evaluate(game)`, of player 1's agents, and what it finds of player 2's.
-
-    Where the game is not symmetric, arrays with `_2` in their names have player 2 as
-    the agent, whose return and policy come first: they are those of the swapped game.
-    """
-    results = evaluate(game)
-    if not game.symmetric:
-        for name, array in evaluate(swapped(game)).items():
-            if "response" in name or "versus" in name:  # self-play is the same
-                results[name + "_2"] = array
     return results
 
 
@@ -1177,7 +1183,7 @@ def report(
       game: the game.
       settings: of the run, as `print_settings` returns them.
       sweep: the values of the setting that was swept, (S,), such as LOLA's alphas.
-      results: of `evaluate_both_players`, with axes (S, seed, ...), and anything else.
+      results: of `evaluate_game`, with axes (S, seed, ...), and anything else.
       symbol: of what was swept, for figures.
       color: of the algorithm in figures.
       out: the folder that results/ and figures/ are in.

@@ -21,7 +21,6 @@ and figures/hola_GAME.png.
 
 import argparse
 import dataclasses
-from functools import partial
 
 import chex
 import jax
@@ -31,7 +30,6 @@ import numpy as np
 from games import (
     GAMES,
     Game,
-    evaluate_both_players,
     evaluate_game,
     find_game,
     make_folders,
@@ -158,7 +156,7 @@ def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]
     `key` draws the policies that they start from. The arrays are `evaluate_game`'s.
     """
 
-    def evaluate_player(game, alpha):
+    def evaluate_at(alpha):
         def step(x):
             return x + config.lr * hola_gradient(game.f, x, alpha, config.order)
 
@@ -170,9 +168,6 @@ def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]
             steps=config.eval_steps,
             pairs=config.eval_pairs,
         )
-
-    def evaluate_at(alpha):
-        return evaluate_both_players(partial(evaluate_player, alpha=alpha), game)
 
     return jax.vmap(evaluate_at)(jnp.array(config.alphas))
 

@@ -33,7 +33,6 @@ import numpy as np
 from games import (
     GAMES,
     Game,
-    evaluate_both_players,
     evaluate_game,
     find_game,
     make_folders,
@@ -229,7 +228,7 @@ def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]
     `key` draws the policies that they start from. The arrays are `evaluate_game`'s.
     """
 
-    def evaluate_player(game, alpha):
+    def evaluate_at(alpha):
         return evaluate_game(
             key,
             game,
@@ -239,9 +238,6 @@ def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]
             pairs=config.eval_pairs,
             draws=game.sample is not None,
         )
-
-    def evaluate_at(alpha):
-        return evaluate_both_players(partial(evaluate_player, alpha=alpha), game)
 
     return jax.vmap(evaluate_at)(jnp.array(config.alphas))
 

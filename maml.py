@@ -24,7 +24,13 @@ import pathlib
 import re
 import sys
 import time
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, RawDescriptionHelpFormatter
+from argparse import (
+    SUPPRESS,
+    ArgumentParser,
+    ArgumentTypeError,
+    BooleanOptionalAction,
+    RawDescriptionHelpFormatter,
+)
 from functools import partial
 from typing import Annotated, NamedTuple, get_origin, get_type_hints
 
@@ -38,7 +44,6 @@ from games import (
     GAMES,
     VARIANTS_HELP,
     Game,
-    evaluate_both_players,
     evaluate_game,
     find_game,
     make_folders,
@@ -169,13 +174,10 @@ def evaluate(key: jax.Array, params: Learner, game: Game, config: Config) -> dic
     In self-play all pairs of a seed are the same: only seeds differ.
     """
 
-    def evaluate_player_1(played):  # of the game, or of the swapped one
-        learner = params if played is game else jax.tree.map(lambda leaf: leaf[::-1], params)
-        step = lambda x: x + learner.step_size[:, None] * simultaneous_gradient(played.f, x)  # of a size of one's own
-        settings = dict(lr=config.lr, steps=config.eval_steps, pairs=config.eval_pairs)
-        return evaluate_game(key, played, step, agent_start=learner.policy, **settings)
-
-    return jax.tree.map(lambda leaf: leaf[None], evaluate_both_players(evaluate_player_1, game))
+    step = lambda x: x + params.step_size[:, None] * simultaneous_gradient(game.f, x)  # of a size of one's own
+    settings = dict(lr=config.lr, steps=config.eval_steps, pairs=config.eval_pairs)
+    results = evaluate_game(key, game, step, agent_start=params.policy, **settings)
+    return jax.tree.map(lambda leaf: leaf[None], results)
 
 
 def main(argv=None):

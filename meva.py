@@ -31,7 +31,13 @@ import pathlib
 import re
 import sys
 import time
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, RawDescriptionHelpFormatter
+from argparse import (
+    SUPPRESS,
+    ArgumentParser,
+    ArgumentTypeError,
+    BooleanOptionalAction,
+    RawDescriptionHelpFormatter,
+)
 from functools import partial
 from typing import Annotated, NamedTuple, get_origin, get_type_hints
 
@@ -49,7 +55,6 @@ from games import (
     VARIANTS_HELP,
     Game,
     check_devices,
-    evaluate_both_players,
     evaluate_game,
     find_game,
     follow,
@@ -526,25 +531,24 @@ def evaluate(key: jax.Array, params, game: Game, config: Config, axis=None) -> d
     """Evaluate a model on policies that `key` draws, at every gamma of the sweep (Figs. 2, 3). Arrays (sweep, ...)."""
 
     def one(gamma):
-        def evaluate_player_1(played):  # of the game, or of the swapped one
-            models = params if played is game or isinstance(params, Model) else params[::-1]
-            gradient = partial(meva_gradient, models, played, config=config)
-            step = lambda x: x + config.lr * gradient(x, gamma)
-            # Models see a learner's meta-discount as 0.
-            step_beside_naive = lambda x: x + config.lr * gradient(x, jnp.stack([gamma, jnp.zeros_like(gamma)]))
-            opponent_step = lambda x: x + config.lr * opponent_gradient(played, x, config)
-            return evaluate_game(
-                key,
-                played,
-                step,
-                step_beside_naive,
-                lr=config.lr,
-                steps=config.eval_steps,
-                pairs=config.eval_pairs,
-                opponent_step=None if config.opponent == "self" else opponent_step,
-            )
+        gradient = partial(meva_gradient, params, game, config=config)
+        step = lambda x: x + config.lr * gradient(x, gamma)
 
-        results = evaluate_both_players(evaluate_player_1, game)
+        def step_beside(agent):  # models see a learner's meta-discount as 0
+            gammas = jnp.zeros(2).at[agent].set(gamma)
+            return lambda x: x + config.lr * gradient(x, gammas)
+
+        opponent_step = lambda x: x + config.lr * opponent_gradient(game, x, config)
+        results = evaluate_game(
+            key,
+            game,
+            step,
+            lr=config.lr,
+            steps=config.eval_steps,
+            pairs=config.eval_pairs,
+            step_beside=step_beside,
+            opponent_step=None if config.opponent == "self" else opponent_step,
+        )
         if game.planar:
             values = jax.vmap(jax.vmap(lambda x: meta_value(params, game, x, gamma)))
             results["values"] = values(planar_grid(game)[..., None])

@@ -27,7 +27,13 @@ import pathlib
 import re
 import sys
 import time
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, RawDescriptionHelpFormatter
+from argparse import (
+    SUPPRESS,
+    ArgumentParser,
+    ArgumentTypeError,
+    BooleanOptionalAction,
+    RawDescriptionHelpFormatter,
+)
 from functools import partial
 from typing import Annotated, NamedTuple, get_origin, get_type_hints
 
@@ -42,7 +48,6 @@ from games import (
     GAMES,
     VARIANTS_HELP,
     Game,
-    evaluate_both_players,
     evaluate_game,
     find_game,
     make_folders,
@@ -271,26 +276,21 @@ def evaluate(key: jax.Array, params: list[Agent], game: Game, config: Config) ->
     opponent of the training, the agent's first. Of a pair of agents self-play is their own.
     """
 
-    def evaluate_player_1(played):  # of the game, or of the swapped one
-        agents = params if played is game else params[::-1]
+    def step(x, key):
+        keys = jax.random.split(key)  # one for each seat
+        return jnp.stack([act(key, params, game, x, seat)[1] for seat, key in enumerate(keys)])
 
-        def step(x, key):
-            keys = jax.random.split(key) if played is game else jax.random.split(key)[::-1]  # one for each seat
-            return jnp.stack([act(key, agents, played, x, seat)[1] for seat, key in enumerate(keys)])
-
-        opponent_step = lambda x: x + config.lr * opponent_gradient(played, x, config)
-        return evaluate_game(
-            key,
-            played,
-            step,
-            lr=config.lr,
-            steps=config.eval_steps,
-            pairs=config.eval_pairs,
-            opponent_step=opponent_step if config.opponent == "lola" else None,
-            draws=True,
-        )
-
-    results = evaluate_both_players(evaluate_player_1, game)
+    opponent_step = lambda x: x + config.lr * opponent_gradient(game, x, config)
+    results = evaluate_game(
+        key,
+        game,
+        step,
+        lr=config.lr,
+        steps=config.eval_steps,
+        pairs=config.eval_pairs,
+        opponent_step=opponent_step if config.opponent == "lola" else None,
+        draws=True,
+    )
     keys = jax.random.split(jax.random.fold_in(key, config.eval_pairs + 1), config.eval_pairs)
     for seat in range(2 - game.symmetric):
         episode = partial(meta_episode, agents=params, game=game, config=config, seat=seat)

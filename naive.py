@@ -24,7 +24,6 @@ import numpy as np
 
 from games import (
     Game,
-    evaluate_both_players,
     evaluate_game,
     find_game,
     make_folders,
@@ -110,22 +109,19 @@ def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]
     `key` draws the policies that they start from. The arrays are `evaluate_game`'s.
     """
 
-    def evaluate_player(game):
-        def step(x, key=None):
-            f = game.f if key is None else partial(game.sample, key)
-            return x + config.lr * naive_gradient(f, x)
+    def step(x, key=None):
+        f = game.f if key is None else partial(game.sample, key)
+        return x + config.lr * naive_gradient(f, x)
 
-        return evaluate_game(
-            key,
-            game,
-            step,
-            lr=config.lr,
-            steps=config.eval_steps,
-            pairs=config.eval_pairs,
-            draws=game.sample is not None,
-        )
-
-    results = evaluate_both_players(evaluate_player, game)
+    results = evaluate_game(
+        key,
+        game,
+        step,
+        lr=config.lr,
+        steps=config.eval_steps,
+        pairs=config.eval_pairs,
+        draws=game.sample is not None,
+    )
     return {name: array[None] for name, array in results.items()}
 
 

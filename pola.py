@@ -38,7 +38,6 @@ import numpy as np
 from games import (
     GAMES,
     Game,
-    evaluate_both_players,
     evaluate_game,
     find_game,
     make_folders,
@@ -225,7 +224,7 @@ def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]
     `key` draws the policies that they start from. The arrays are `evaluate_game`'s.
     """
 
-    def evaluate_player(game, alpha):
+    def evaluate_at(alpha):
         def step(x):
             return pola_step(
                 game.f,
@@ -245,9 +244,6 @@ def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]
             steps=config.eval_steps,
             pairs=config.eval_pairs,
         )
-
-    def evaluate_at(alpha):
-        return evaluate_both_players(partial(evaluate_player, alpha=alpha), game)
 
     return jax.vmap(evaluate_at)(jnp.array(config.alphas))
 

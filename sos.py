@@ -37,7 +37,6 @@ import numpy as np
 from games import (
     GAMES,
     Game,
-    evaluate_both_players,
     evaluate_game,
     find_game,
     make_folders,
@@ -126,37 +125,38 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
 # Each function returns what players ascend, (2, n). alpha is (2, 1), a row for each.
 
 
-def jacobian_times(f, x, v) -> jax.Array:
-    """H v, with H the Jacobian of the simultaneous gradient at x. (2, n)."""
-    return jax.jvp(partial(simultaneous_gradient, f), (x,), (v,))[1]
+def linearise(f, x):
+    """At x, g and the functions v -> H v and v -> H^T v, with H the Jacobian of g."""
+    g, times = jax.linearize(partial(simultaneous_gradient, f), x)
+    transpose = jax.linear_transpose(times, x)
+
+    def transposed_times(v):
+        return transpose(v)[0]
+
+    return g, times, transposed_times
 
 
-def transposed_times(f, x, v) -> jax.Array:
-    """H^T v. (2, n)."""
-    _, pull_back = jax.vjp(partial(simultaneous_gradient, f), x)
-    return pull_back(v)[0]
-
-
-def from_the_other(times, f, x, v) -> jax.Array:
-    """H_o v or H_o^T v: each row takes what it gets by the other row of v. (2, n)."""
-    row_1 = times(f, x, v.at[0].set(0))[0]
-    row_2 = times(f, x, v.at[1].set(0))[1]
+def from_the_other(times, v) -> jax.Array:
+    """H_o v, or H_o^T v: each row takes what it gets by the other row of v. (2, n)."""
+    row_1 = times(v.at[0].set(0))[0]
+    row_2 = times(v.at[1].set(0))[1]
     return jnp.stack([row_1, row_2])
 
 
 def lookahead(f, x, alpha):
     """g + alpha H_o g: LookAhead to first order in alpha (Zhang and Lesser, 2010)."""
-    g = simultaneous_gradient(f, x)
-    return g + alpha * from_the_other(jacobian_times, f, x, g)
+    g, times, _ = linearise(f, x)
+    return g + alpha * from_the_other(times, g)
 
 
 def sos(f, x, alpha):
-    """LookAhead + p alpha chi (Letcher et al., 2019)."""
+    """g + alpha H_o g + p alpha chi (Letcher et al., 2019)."""
+    g, times, transposed_times = linearise(f, x)
     # Row j is the derivative of the other's return, f_i, by x_j.
     of_other = simultaneous_gradient(lambda x: f(x)[::-1], x)
-    chi = from_the_other(transposed_times, f, x, of_other)
-    plain = lookahead(f, x, alpha)
-    p = sos_p(simultaneous_gradient(f, x), plain, alpha * chi)
+    chi = from_the_other(transposed_times, of_other)
+    plain = g + alpha * from_the_other(times, g)
+    p = sos_p(g, plain, alpha * chi)
     return plain + p * alpha * chi
 
 
@@ -177,8 +177,8 @@ def sos_p(g, plain, shaping, a: float = 0.5, b: float = 0.1) -> jax.Array:
 
 def consensus(f, x, alpha):
     """g - alpha H^T g: consensus optimisation (Mescheder et al., 2017)."""
-    g = simultaneous_gradient(f, x)
-    return g - alpha * transposed_times(f, x, g)
+    g, _, transposed_times = linearise(f, x)
+    return g - alpha * transposed_times(g)
 
 
 def sga(f, x, alpha):
@@ -186,9 +186,9 @@ def sga(f, x, alpha):
 
     Balduzzi et al. (2018), with their offset of .1, for where nothing is aligned.
     """
-    g = simultaneous_gradient(f, x)
-    slope = transposed_times(f, x, g)  # of |g|^2 / 2
-    adjustment = (slope - jacobian_times(f, x, g)) / 2
+    g, times, transposed_times = linearise(f, x)
+    slope = transposed_times(g)  # of |g|^2 / 2
+    adjustment = (slope - times(g)) / 2
     aligned = -(g * slope).sum() * (adjustment * slope).sum() / x.size
     return g - alpha * jnp.sign(aligned + 0.1) * adjustment
 
@@ -226,10 +226,10 @@ def lss(f, x, alpha):
     Their update, for zero-sum games, is half of this sum, with a regularised inverse;
     without the half it is a step twice as long. Ours takes the pseudo-inverse.
     """
-    g = simultaneous_gradient(f, x)
+    g, _, transposed_times = linearise(f, x)
     inverse = jnp.linalg.pinv(jacobian(f, x), rtol=1e-5)
     solution = (inverse * g.ravel()).sum(axis=1).reshape(x.shape).astype(x.dtype)
-    return g + transposed_times(f, x, solution)
+    return g + transposed_times(solution)
 
 
 VARIANTS = {
@@ -285,7 +285,7 @@ def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]
     if game.iterated:
         scale = 1 / (1 - game.rules.discount)
 
-    def evaluate_player(game, alpha):
+    def evaluate_at(alpha):
         def step(x):
             gradient = sos_gradient(game.f, x, alpha, config.variant, scale)
             return x + config.lr * gradient
@@ -298,9 +298,6 @@ def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]
             steps=config.eval_steps,
             pairs=config.eval_pairs,
         )
-
-    def evaluate_at(alpha):
-        return evaluate_both_players(partial(evaluate_player, alpha=alpha), game)
 
     return jax.vmap(evaluate_at)(jnp.array(config.alphas))
 

@@ -550,20 +550,18 @@ def test_evaluation_against_a_loop(name):
     def field(f, x, strengths, noise=0.0):  # by both's strengths, and what is drawn
         return lola.lola_gradient(f, x, strengths - 0.5 * strengths[::-1]) + noise
 
-    def evaluate(played):
-        ways = 1 if played is game else -1  # whose rows come first
+    def step_by(strengths, x, key=None):
+        noise = 0.0 if key is None else jax.random.normal(key, x.shape)
+        return x + lr * field(game.f, x, jnp.array(strengths), noise)
 
-        def step_by(strengths, x, key=None):
-            noise = 0.0 if key is None else jax.random.normal(key, x.shape)[::ways]
-            return x + lr * field(played.f, x, jnp.array(strengths), noise)
+    def step_beside(agent):
+        return partial(step_by, [strength * (agent == 0), strength * (agent == 1)])
 
-        more = {"agent_start": None if initial is None else initial[::ways]}
-        if "versus_opponent" in rules:
-            more["opponent_step"] = lambda x: x + lr * lola.lola_gradient(played.f, x, 0.9, "taylor")
-        both = partial(step_by, [strength, strength]), partial(step_by, [strength, 0.0])
-        return games.evaluate_game(key, played, *both, lr=lr, steps=steps, pairs=3, draws=draws, **more)
-
-    result = jax.jit(lambda: games.evaluate_both_players(evaluate, game))()
+    more = {"agent_start": initial, "step_beside": step_beside}
+    if "versus_opponent" in rules:
+        more["opponent_step"] = lambda x: x + lr * lola.lola_gradient(game.f, x, 0.9, "taylor")
+    evaluate = partial(games.evaluate_game, lr=lr, steps=steps, pairs=3, draws=draws, **more)
+    result = jax.jit(lambda: evaluate(key, game, partial(step_by, [strength, strength])))()
     field, policies = jax.jit(partial(field, game.f)), start if initial is None else initial
     noise = [jax.random.normal(key, start.shape) * draws for key in draw_keys]
     for t in range(steps):
@@ -610,8 +608,10 @@ def test_a_rule_is_followed_step_by_step():
     np.testing.assert_allclose(games.follow(step, start, 4, key), path[-1], rtol=1e-6)
     np.testing.assert_array_equal(games.trajectory(lambda x: 2 * x, start, 2), [start, 2 * start, 4 * start])
     np.testing.assert_array_equal(games.follow(lambda x: 2 * x, start, 0), start)
-    both = games.beside(step, lambda x: x - 1)
-    np.testing.assert_array_equal(both(start, key), [step(start, key)[0], [0, 0, 0]])
+    for agent, other in ((0, 1), (1, 0)):
+        both = games.beside(step, lambda x: x - 1, agent)(start, key)
+        np.testing.assert_array_equal(both[agent], step(start, key)[agent])
+        np.testing.assert_array_equal(both[other], [0, 0, 0])
 
 
 def best_response_value(policy, own, discount=0.96):
@@ -710,14 +710,12 @@ def test_each_script_evaluates_the_step_of_its_own_public_function(script, monke
     game, config, module = GAMES["imp"], tiny("imp", script), SCRIPTS[script]
     x, key, params = 3 * random_policies(game, 1)[0], jax.random.key(3), None  # SOS's scale matters there
 
-    def spy(asked_key, asked, step, beside=None, *, lr, steps, pairs, opponent_step=None, agent_start=None, draws=0):
-        assert opponent_step is None and not draws
-        assert asked == game or asked.rules == games.swapped(game).rules
-        ways = 1 if asked == game else -1  # whose row comes first
-        np.testing.assert_array_equal(agent_start, params.policy[::ways] if script == "maml" else None)
+    def spy(asked_key, asked, step, *, lr, steps, pairs, step_beside=None, opponent_step=None, agent_start=None, draws=0):
+        assert opponent_step is None and not draws and asked == game
+        np.testing.assert_array_equal(agent_start, params.policy if script == "maml" else None)
         assert (lr, steps, pairs) == (config.lr, 4, 3) and asked_key is key  # the same pairs for all
-        both = {"versus_step": step(x[::ways])[::ways], "versus_beside": (beside or step)(x[::ways])[::ways]}
-        return both | {"versus_ways": jnp.array(ways)}
+        rules = [step_beside(agent) if step_beside else step for agent in (0, 1)]
+        return {"step": step(x), "beside": jnp.stack([rule(x)[agent] for agent, rule in enumerate(rules)])}
 
     monkeypatch.setattr(module, "evaluate_game", spy)
     if script in MODELS:
@@ -739,15 +737,13 @@ def test_each_script_evaluates_the_step_of_its_own_public_function(script, monke
         result = module.evaluate(key, *([params] if params else []), game, config)
     sweep = {"naive": [0.0], "maml": [1.0], "cola": config.__dict__.get("eval_alphas"),
              "meva": config.__dict__.get("eval_gammas")}.get(script) or config.alphas  # fmt: skip
-    assert result["versus_step"].shape == (len(sweep), 2, 5)
+    assert result["step"].shape == (len(sweep), 2, 5)
     same = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6 * config.lr)
     for i, strength in enumerate(sweep):
-        expected = x + config.lr * field(strength)
-        for seat, name in enumerate(("", "_2")):
-            assert result["versus_ways" + name][i] == 1 - 2 * seat
-            same(result["versus_step" + name][i], expected)
-            own = np.eye(2)[seat] * strength if script == "meva" else strength
-            same(result["versus_beside" + name][i, seat], (x + config.lr * field(jnp.array(own)))[seat])
+        same(result["step"][i], x + config.lr * field(strength))
+        for agent in (0, 1):
+            own = np.eye(2)[agent] * strength if script == "meva" else strength
+            same(result["beside"][i, agent], (x + config.lr * field(jnp.array(own)))[agent])
 
 
 # naive.py, lola.py, hola.py
