@@ -81,19 +81,39 @@ class Config:
 
     game: str = "ipd"  # the game, or a variant of it
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
-    num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each a model of its own: seed, seed + 1, ...
+    num_seeds: Annotated[int, 1, 1000] = (
+        1  # number of seeds, each a model of its own: seed, seed + 1, ...
+    )
     lr: Step = 2.0  # step size of the policies, the paper's alpha in Eq. 1
     hidden: Count = 64  # width of the model (App. D)
-    blocks: Annotated[int, 1, 1000] = 2  # residual blocks in each of the model's two MLPs (App. D, E)
+    blocks: Annotated[int, 1, 1000] = (
+        2  # residual blocks in each of the model's two MLPs (App. D, E)
+    )
     layer_norm: Switch = True  # layer normalisation in the model (App. D)
-    last_activation: Annotated[str, "gelu", "tanh"] = "gelu"  # the model's last nonlinearity (App. D)
-    share_params: Switch = True  # one parameter set for both players, theta_1 = theta_2 (App. D)
-    alpha_max: Annotated[float, 1e-30, 1e30] = 10.0  # train for alpha ~ U[0, alpha_max] (App. D), and evaluate there
+    last_activation: Annotated[str, "gelu", "tanh"] = (
+        "gelu"  # the model's last nonlinearity (App. D)
+    )
+    share_params: Switch = (
+        True  # one parameter set for both players, theta_1 = theta_2 (App. D)
+    )
+    alpha_max: Annotated[float, 1e-30, 1e30] = (
+        10.0  # train for alpha ~ U[0, alpha_max] (App. D), and evaluate there
+    )
     outer_steps: Count = 10000  # steps of training, best a multiple of 500
     batch_size: Count = 128  # joint policies in a step
-    semi_gradient: Switch = False  # hold the right side of the equation constant (the paper does not say)
-    model_lr: Step = 1e-2  # first learning rate of the model; it decays to 0 by a cosine
-    eval_alphas: Annotated[tuple[float, ...], 0.0, 1e30] = (0.0, 1.0, 2.0, 5.0, 10.0)  # look-ahead steps (Fig. 2)
+    semi_gradient: Switch = (
+        False  # hold the right side of the equation constant (the paper does not say)
+    )
+    model_lr: Step = (
+        1e-2  # first learning rate of the model; it decays to 0 by a cosine
+    )
+    eval_alphas: Annotated[tuple[float, ...], 0.0, 1e30] = (
+        0.0,
+        1.0,
+        2.0,
+        5.0,
+        10.0,
+    )  # look-ahead steps (Fig. 2)
     eval_pairs: Count = 256  # policy pairs for each alpha and seed (Sec. 5.2)
     eval_steps: Count = 500  # steps that they are followed for
 
@@ -101,18 +121,24 @@ class Config:
         check(self)
         if max(self.eval_alphas) > self.alpha_max:
             most = max(self.eval_alphas)
-            raise ValueError(f"eval-alphas: takes numbers up to --alpha-max {self.alpha_max}, not {most}")
+            raise ValueError(
+                f"eval-alphas: takes numbers up to --alpha-max {self.alpha_max}, not {most}"
+            )
 
 
 PLANAR = dict(blocks=1, model_lr=3e-3, eval_pairs=32, eval_steps=200)
-TANDEM = dict(alpha_max=0.5, eval_alphas=(0.0, 0.1, 0.2, 0.3, 0.5))  # HOLA(n) tends to COLA below 3/8
+TANDEM = dict(
+    alpha_max=0.5, eval_alphas=(0.0, 0.1, 0.2, 0.3, 0.5)
+)  # HOLA(n) tends to COLA below 3/8
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
     """The settings for a game, one of `GAMES` or one's own, with changes."""
     played = find_game(game)
     if played.sample is not None:
-        raise ValueError(f"game: {NAME} needs exact returns, not those of {played.name}")
+        raise ValueError(
+            f"game: {NAME} needs exact returns, not those of {played.name}"
+        )
     alphas = tuple(alpha for alpha in played.alphas if alpha <= 10) or played.alphas
     settings = dict(game=played.name, lr=played.lr, share_params=played.symmetric)
     settings |= dict(alpha_max=max(alphas) or 10.0, eval_alphas=alphas)
@@ -120,40 +146,62 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     settings |= TANDEM if played.name == "tandem" else {}
     settings |= dict(outer_steps=5000) if quick else {}
     if "alpha_max" in changes:
-        settings["eval_alphas"] = tuple(share * changes["alpha_max"] for share in (0.0, 0.1, 0.2, 0.5, 1.0))
+        settings["eval_alphas"] = tuple(
+            share * changes["alpha_max"] for share in (0.0, 0.1, 0.2, 0.5, 1.0)
+        )
     return Config(**settings | changes)
 
 
 # --- shared: network ---
 def linear_init(key: jax.Array, inputs: int, outputs: int) -> dict:
-    return {"w": jax.random.normal(key, (inputs, outputs)) / inputs**0.5, "b": jnp.zeros(outputs)}
+    return {
+        "w": jax.random.normal(key, (inputs, outputs)) / inputs**0.5,
+        "b": jnp.zeros(outputs),
+    }
 
 
 def linear(params: dict, x: jax.Array) -> jax.Array:
-    return jnp.matmul(x, params["w"], precision="highest") + params["b"]  # a GPU's default, TF32, has 10 bits
+    return (
+        jnp.matmul(x, params["w"], precision="highest") + params["b"]
+    )  # a GPU's default, TF32, has 10 bits
 
 
 def normed_linear(params: dict, x: jax.Array) -> jax.Array:
     """Linear, then layer normalisation: zero mean, unit variance over the units. No learned scale and shift."""
     # The mean over the units is linear in weights and biases and taken out there, which saves a sixth of all time.
-    h = linear(jax.tree.map(lambda leaf: leaf - leaf.mean(-1, keepdims=True), params), x)
+    h = linear(
+        jax.tree.map(lambda leaf: leaf - leaf.mean(-1, keepdims=True), params), x
+    )
     return h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True) + 1e-6)
 
 
 def mlp_init(key: jax.Array, inputs: int, width: int, blocks: int) -> dict:
     first, last, *keys = jax.random.split(key, 2 + 2 * blocks)
     layers = [linear_init(key, width, width) for key in keys]
-    gated = [{"in": a, "out": b, "gate": jnp.zeros(width)} for a, b in zip(layers[::2], layers[1::2])]
-    return {"first": linear_init(first, inputs, width), "blocks": gated, "last": linear_init(last, width, width)}
+    gated = [
+        {"in": a, "out": b, "gate": jnp.zeros(width)}
+        for a, b in zip(layers[::2], layers[1::2])
+    ]
+    return {
+        "first": linear_init(first, inputs, width),
+        "blocks": gated,
+        "last": linear_init(last, width, width),
+    }
 
 
-def mlp(params: dict, x: jax.Array, layer_norm: bool, activation: str = "gelu") -> jax.Array:
+def mlp(
+    params: dict, x: jax.Array, layer_norm: bool, activation: str = "gelu"
+) -> jax.Array:
     """Residual blocks between two layers, normalised or not (App. D), GELU by tanh. (..., inputs) -> (..., width)."""
     layer = normed_linear if layer_norm else linear
     h = jax.nn.gelu(layer(params["first"], x))
     for block in params["blocks"]:
-        gate = jax.nn.sigmoid(block["gate"])  # learned, one for each unit; half open at first
-        h = gate * h + (1 - gate) * linear(block["out"], jax.nn.gelu(layer(block["in"], h)))
+        gate = jax.nn.sigmoid(
+            block["gate"]
+        )  # learned, one for each unit; half open at first
+        h = gate * h + (1 - gate) * linear(
+            block["out"], jax.nn.gelu(layer(block["in"], h))
+        )
     return getattr(jax.nn, activation)(layer(params["last"], h))
 
 
@@ -168,12 +216,16 @@ class Model:
     embed: dict  # MLP, (x_i, alpha) -> z_i
     combine: dict  # MLP, (z_i, z_j) -> h_i
     readout: dict  # linear, h_i -> gradient for player i
-    alpha_max: float = dataclasses.field(metadata={"static": True})  # the model sees alpha / alpha_max
+    alpha_max: float = dataclasses.field(
+        metadata={"static": True}
+    )  # the model sees alpha / alpha_max
     layer_norm: bool = dataclasses.field(metadata={"static": True})
     activation: str = dataclasses.field(metadata={"static": True})  # the last one
 
 
-def model_init(key: jax.Array, game: Game, config: Config) -> Model | tuple[Model, Model]:
+def model_init(
+    key: jax.Array, game: Game, config: Config
+) -> Model | tuple[Model, Model]:
     """Parameters of the gradient: one model for both players, or one for each where they share none."""
 
     def one(key):
@@ -182,22 +234,39 @@ def model_init(key: jax.Array, game: Game, config: Config) -> Model | tuple[Mode
         embed = mlp_init(key_embed, inputs, config.hidden, config.blocks)
         combine = mlp_init(key_combine, 2 * config.hidden, config.hidden, config.blocks)
         readout = linear_init(key_readout, config.hidden, game.n)
-        return Model(embed, combine, readout, config.alpha_max, config.layer_norm, config.last_activation)
+        return Model(
+            embed,
+            combine,
+            readout,
+            config.alpha_max,
+            config.layer_norm,
+            config.last_activation,
+        )
 
     return one(key) if config.share_params else tuple(map(one, jax.random.split(key)))
 
 
-def model_gradient(params, game: Game, own: jax.Array, other: jax.Array, alpha: jax.Array) -> jax.Array:
+def model_gradient(
+    params, game: Game, own: jax.Array, other: jax.Array, alpha: jax.Array
+) -> jax.Array:
     """The model's gradient, row i for player i with its policy in row i of `own` and the other's in `other`. (2, n)."""
     if isinstance(params, tuple):
-        return jnp.stack([model_gradient(params[i], game, own, other, alpha)[i] for i in (0, 1)])
+        return jnp.stack(
+            [model_gradient(params[i], game, own, other, alpha)[i] for i in (0, 1)]
+        )
 
     def embed(x):  # (2, n) -> (2, hidden)
         share = jnp.full((2, 1), alpha / params.alpha_max, x.dtype)
-        return mlp(params.embed, jnp.concatenate([game.features(x), share], -1), params.layer_norm)
+        return mlp(
+            params.embed,
+            jnp.concatenate([game.features(x), share], -1),
+            params.layer_norm,
+        )
 
     both = jnp.concatenate([embed(own), embed(other)[::-1]], -1)  # (2, 2 hidden)
-    return linear(params.readout, mlp(params.combine, both, params.layer_norm, params.activation)).astype(own.dtype)
+    return linear(
+        params.readout, mlp(params.combine, both, params.layer_norm, params.activation)
+    ).astype(own.dtype)
 
 
 def cola_gradient(params, game: Game, x: jax.Array, alpha: jax.Array) -> jax.Array:
@@ -211,22 +280,31 @@ def cola_gradient(params, game: Game, x: jax.Array, alpha: jax.Array) -> jax.Arr
     return model_gradient(params, game, x, x, alpha)
 
 
-def both_sides(params, game: Game, x: jax.Array, alpha: jax.Array) -> tuple[jax.Array, jax.Array]:
+def both_sides(
+    params, game: Game, x: jax.Array, alpha: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Both sides of COLA's equation (App. B): g(x), and with row i d/dx_i f_i(x_i, x_j + alpha g_j(x)). (2, n) each."""
     x = 1.0 * jnp.asarray(x)  # integers become floats
     chex.assert_shape(x, (2, game.n))
     alpha = jnp.asarray(alpha, x.dtype)
     # Row i by the chain rule: df_i/dx_i, and alpha df_i/dx_j pulled back through g_j to x_i, the other's policy to it.
-    left, pull_back = jax.vjp(lambda other: model_gradient(params, game, x, other, alpha), x)
+    left, pull_back = jax.vjp(
+        lambda other: model_gradient(params, game, x, other, alpha), x
+    )
 
     def surrogate(own, ahead):
-        return game.f(jnp.stack([own[0], ahead[1]]))[0] + game.f(jnp.stack([ahead[0], own[1]]))[1]
+        return (
+            game.f(jnp.stack([own[0], ahead[1]]))[0]
+            + game.f(jnp.stack([ahead[0], own[1]]))[1]
+        )
 
     by_own, by_ahead = jax.grad(surrogate, argnums=(0, 1))(x, x + alpha * left)
     return left, by_own + alpha * pull_back(by_ahead)[0]
 
 
-def consistency_loss(params, game: Game, x: jax.Array, alpha: jax.Array, semi_gradient: bool = False) -> jax.Array:
+def consistency_loss(
+    params, game: Game, x: jax.Array, alpha: jax.Array, semi_gradient: bool = False
+) -> jax.Array:
     """The squared distance between the two sides of COLA's equation at one joint policy (App. B, Eq. 4), ().
 
     The arguments are those of `cola_gradient`; `semi_gradient` holds the right side constant.
@@ -252,15 +330,25 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
 def train_init(key: jax.Array, game: Game, config: Config) -> TrainState:
     """The state before the first step."""
     params = model_init(jax.random.fold_in(key, 0), game, config)
-    return TrainState(params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32))
+    return TrainState(
+        params, make_optimizer(config).init(params), jnp.zeros((), jnp.int32)
+    )
 
 
-def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config, axis=None):
+def outer_step(
+    key: jax.Array, state: TrainState, game: Game, config: Config, axis=None
+):
     """One step of the model on a batch of joint policies, each with an alpha of its own. Returns (state, metrics)."""
     key_x, key_alpha = jax.random.split(key)
-    xs = jax.vmap(game.init)(jax.random.split(key_x, config.batch_size))  # (batch, 2, n)
-    alphas = jax.random.uniform(key_alpha, (config.batch_size,), maxval=config.alpha_max)
-    x, alpha = own_share((xs, alphas), axis)  # of this device, if some along `axis` of `jax.shard_map` share the batch
+    xs = jax.vmap(game.init)(
+        jax.random.split(key_x, config.batch_size)
+    )  # (batch, 2, n)
+    alphas = jax.random.uniform(
+        key_alpha, (config.batch_size,), maxval=config.alpha_max
+    )
+    x, alpha = own_share(
+        (xs, alphas), axis
+    )  # of this device, if some along `axis` of `jax.shard_map` share the batch
 
     def batch_loss(params):
         def loss(x, alpha):
@@ -271,7 +359,9 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config, ax
     loss, gradient = device_mean(jax.value_and_grad(batch_loss)(state.params), axis)
     step, opt_state = make_optimizer(config).update(gradient, state.opt_state)
     metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-    return TrainState(optax.apply_updates(state.params, step), opt_state, state.step + 1), metrics
+    return TrainState(
+        optax.apply_updates(state.params, step), opt_state, state.step + 1
+    ), metrics
 
 
 def chunk_length(config: Config) -> int:
@@ -279,20 +369,33 @@ def chunk_length(config: Config) -> int:
     return max(length for length in range(1, 501) if config.outer_steps % length == 0)
 
 
-def train_chunk(key: jax.Array, state: TrainState, game: Game, config: Config, axis=None):
+def train_chunk(
+    key: jax.Array, state: TrainState, game: Game, config: Config, axis=None
+):
     """One chunk of training, for one seed. `key` is the seed's, whatever the chunk. Returns (state, metrics)."""
-    keys = jax.vmap(partial(jax.random.fold_in, key))(1 + state.step + jnp.arange(chunk_length(config)))
-    return jax.lax.scan(lambda state, key: outer_step(key, state, game, config, axis), state, keys)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(
+        1 + state.step + jnp.arange(chunk_length(config))
+    )
+    return jax.lax.scan(
+        lambda state, key: outer_step(key, state, game, config, axis), state, keys
+    )
 
 
 def train(key: jax.Array, game: Game, config: Config):
     """Train one model: (parameters, metrics of all steps). Jit it with game and config static, map it over keys."""
-    chunks, state = config.outer_steps // chunk_length(config), train_init(key, game, config)
-    state, metrics = jax.lax.scan(lambda state, _: train_chunk(key, state, game, config), state, length=chunks)
+    chunks, state = (
+        config.outer_steps // chunk_length(config),
+        train_init(key, game, config),
+    )
+    state, metrics = jax.lax.scan(
+        lambda state, _: train_chunk(key, state, game, config), state, length=chunks
+    )
     return state.params, jax.tree.map(jnp.ravel, metrics)
 
 
-def evaluate_consistency(key: jax.Array, params, game: Game, alpha: jax.Array) -> dict[str, jax.Array]:
+def evaluate_consistency(
+    key: jax.Array, params, game: Game, alpha: jax.Array
+) -> dict[str, jax.Array]:
     """How consistent the model is on held-out policies, beside HOLA(n), and how alike their gradients are.
 
     HOLA(n)'s own distance from consistency, put in for g in COLA's equation, is that from HOLA(n) to HOLA(n + 1).
@@ -308,21 +411,32 @@ def evaluate_consistency(key: jax.Array, params, game: Game, alpha: jax.Array) -
         return jax.grad(surrogate)(x[i])
 
     xs = jax.vmap(game.init)(jax.random.split(key, HELD_OUT))
-    cola = jax.vmap(lambda x: cola_gradient(params, game, x, alpha))(xs)  # (point, 2, n)
-    hola = [jax.vmap(lambda x: jnp.stack([hola_row(i, x, order) for i in (0, 1)]))(xs) for order in ORDERS]
+    cola = jax.vmap(lambda x: cola_gradient(params, game, x, alpha))(
+        xs
+    )  # (point, 2, n)
+    hola = [
+        jax.vmap(lambda x: jnp.stack([hola_row(i, x, order) for i in (0, 1)]))(xs)
+        for order in ORDERS
+    ]
 
     def dot(one, two):
         return (one * two).sum((1, 2))  # (point,)
 
     return {
         "consistency": jax.vmap(lambda x: consistency_loss(params, game, x, alpha))(xs),
-        "hola_consistency": jnp.stack([dot(b - a, b - a) for a, b in itertools.pairwise(hola)]),
-        "hola_cosine": jnp.stack([dot(cola, h) * jax.lax.rsqrt(dot(cola, cola) * dot(h, h)) for h in hola]),
+        "hola_consistency": jnp.stack(
+            [dot(b - a, b - a) for a, b in itertools.pairwise(hola)]
+        ),
+        "hola_cosine": jnp.stack(
+            [dot(cola, h) * jax.lax.rsqrt(dot(cola, cola) * dot(h, h)) for h in hola]
+        ),
         "squared_norm": dot(cola, cola),
     }
 
 
-def evaluate(key: jax.Array, params, game: Game, config: Config, axis=None) -> dict[str, jax.Array]:
+def evaluate(
+    key: jax.Array, params, game: Game, config: Config, axis=None
+) -> dict[str, jax.Array]:
     """Evaluate a model on the policies that `key` draws, at every alpha of the sweep (Fig. 2). Arrays (sweep, ...)."""
 
     def one(alpha):
@@ -341,28 +455,60 @@ def loop_flops(params, config: Config) -> int:
     the right side takes one back to x. By theta, each of these products has two in the backward pass (with a constant
     right side those of the left alone), and the embedding's two more: it is one's own as well as the other's.
     """
-    embedding = [model.embed for model in jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, Model))]
-    whole, embedding = (sum(x.size for x in jax.tree.leaves(tree) if x.ndim == 3) for tree in (params, embedding))
-    return 4 * config.batch_size * ((4 if config.semi_gradient else 6) * whole + 2 * embedding)
+    embedding = [
+        model.embed
+        for model in jax.tree.leaves(
+            params, is_leaf=lambda node: isinstance(node, Model)
+        )
+    ]
+    whole, embedding = (
+        sum(x.size for x in jax.tree.leaves(tree) if x.ndim == 3)
+        for tree in (params, embedding)
+    )
+    return (
+        4
+        * config.batch_size
+        * ((4 if config.semi_gradient else 6) * whole + 2 * embedding)
+    )
 
 
 def draw_consistency(figure, results: dict, config: Config):
     """Training, consistency on held-out policies beside HOLA(n)'s, and how alike COLA's and HOLA(n)'s gradients are."""
     left, middle, right = figure.subplots(1, 3)
     steps = np.linspace(0, config.outer_steps, results["loss"].shape[1] + 1)[1:]
-    left.plot(steps, results["loss"].T, color="tab:purple", linewidth=0.5)  # a line for each seed
+    left.plot(
+        steps, results["loss"].T, color="tab:purple", linewidth=0.5
+    )  # a line for each seed
     left.set(xlabel="steps", ylabel="consistency loss", yscale="log")
-    sweep, hola = results["sweep"], results["hola_consistency"].mean((1, 3))  # (sweep, order)
-    middle.plot(sweep, results["consistency"].mean(2), color="tab:purple", linewidth=0.5)
-    middle.plot(sweep, results["consistency"].mean((1, 2)), "o-", color="tab:purple", label="COLA")
+    sweep, hola = (
+        results["sweep"],
+        results["hola_consistency"].mean((1, 3)),
+    )  # (sweep, order)
+    middle.plot(
+        sweep, results["consistency"].mean(2), color="tab:purple", linewidth=0.5
+    )
+    middle.plot(
+        sweep,
+        results["consistency"].mean((1, 2)),
+        "o-",
+        color="tab:purple",
+        label="COLA",
+    )
     cosine = results["hola_cosine"].mean((1, 3))
     for order, style in zip(ORDERS, ("-", "--", "-.", ":")):
-        line = dict(linestyle=style, color="tab:green", marker=".", label=f"HOLA({order})")
+        line = dict(
+            linestyle=style, color="tab:green", marker=".", label=f"HOLA({order})"
+        )
         right.plot(sweep, cosine[:, order], **line)
         if order in ORDERS[:-1]:  # at alpha = 0 all of HOLA is consistent
             middle.plot(sweep, np.where(hola > 0, hola, np.nan)[:, order], **line)
     limit = 1e3 * hola[:, 0].max()  # where HOLA(n) explodes it leaves the picture
-    middle.set(xlabel=r"$\alpha$", ylabel="consistency loss, held out", yscale="log", ylim=(None, limit or None))
+    middle.set(
+        xlabel=r"$\alpha$",
+        ylabel="consistency loss, held out",
+        yscale="log",
+        ylim=(None, limit or None),
+    )
     right.set(xlabel=r"$\alpha$", ylabel="cosine of COLA to HOLA")
     middle.legend()
     right.legend()
@@ -372,47 +518,90 @@ def main(argv=None):
     config, game, args = parse(argv, **SWITCHES)
     mesh, seeds = make_mesh(config, args)
     make_output_folders(args)  # JAX has started by now
-    sys.stdout = open(os.devnull, "w") if jax.process_index() > 0 else sys.stdout  # process 0 prints and writes
+    sys.stdout = (
+        open(os.devnull, "w") if jax.process_index() > 0 else sys.stdout
+    )  # process 0 prints and writes
     run_on = f"jax {jax.__version__} on {mesh.size} x {jax.devices()[0].device_kind}"
-    print(described := json.dumps(dataclasses.asdict(config) | {"run_on": run_on}), flush=True)
+    print(
+        described := json.dumps(dataclasses.asdict(config) | {"run_on": run_on}),
+        flush=True,
+    )
     init = over_devices(lambda key, _: train_init(key, game, config), mesh)
-    chunk = over_devices(lambda key, _, state: train_chunk(key, state, game, config, "batch"), mesh)
-    final = over_devices(lambda _, key, params: evaluate(key, params, game, config, "batch"), mesh, "batch")
+    chunk = over_devices(
+        lambda key, _, state: train_chunk(key, state, game, config, "batch"), mesh
+    )
+    final = over_devices(
+        lambda _, key, params: evaluate(key, params, game, config, "batch"),
+        mesh,
+        "batch",
+    )
 
-    path, state, begin = args.results.with_suffix(".checkpoint.npz"), init(seeds), time.perf_counter()
+    path, state, begin = (
+        args.results.with_suffix(".checkpoint.npz"),
+        init(seeds),
+        time.perf_counter(),
+    )
 
     def save(state, curves):  # all that is needed to go on
-        arrays = flatten("state", state) | flatten("curves", curves) | {"config": described}
+        arrays = (
+            flatten("state", state) | flatten("curves", curves) | {"config": described}
+        )
         if jax.process_index() == 0:
             write_file(path, partial(np.savez_compressed, **arrays))
 
     metrics = jax.eval_shape(chunk, seeds, state)[1]
-    curves = {name: np.zeros((config.num_seeds, 0), metric.dtype) for name, metric in metrics.items()}
+    curves = {
+        name: np.zeros((config.num_seeds, 0), metric.dtype)
+        for name, metric in metrics.items()
+    }
     if args.resume and path.exists():
         state, curves = load_checkpoint(path, state, metrics, config, args)
-    first, length, flops = int(gather(state.step)[0]), chunk_length(config), loop_flops(state.params, config)
+    first, length, flops = (
+        int(gather(state.step)[0]),
+        chunk_length(config),
+        loop_flops(state.params, config),
+    )
     save(gather(state), curves)
     chunk = chunk.lower(seeds, state).compile()
-    print(f"compiled in {time.perf_counter() - begin:.1f} s; checkpoints in {path}, for --resume", flush=True)
+    print(
+        f"compiled in {time.perf_counter() - begin:.1f} s; checkpoints in {path}, for --resume",
+        flush=True,
+    )
     begin = time.perf_counter()
     for done in range(first + length, config.outer_steps + 1, length):
         state, metrics = chunk(seeds, state)
         whole, new = gather((state, metrics))
         finite = np.isfinite(new["loss"] + new["gradient_norm"]).all(0)  # (step,)
-        if not (finite.all() and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(whole))):
-            step = done - length + 1 + np.append(finite[:-1], False).argmin()  # the last if only the state shows it
-            sys.exit(f"{NAME}.py: training diverged at step {step}; {path} has the state after {done - length}")
+        if not (
+            finite.all()
+            and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(whole))
+        ):
+            step = (
+                done - length + 1 + np.append(finite[:-1], False).argmin()
+            )  # the last if only the state shows it
+            sys.exit(
+                f"{NAME}.py: training diverged at step {step}; {path} has the state after {done - length}"
+            )
         curves = {name: np.concatenate([curves[name], new[name]], 1) for name in curves}
         save(whole, curves)
         rate = (done - first) / (time.perf_counter() - begin)
-        shown = "  ".join(f"{name} {curve[:, -1].mean():.4g}" for name, curve in curves.items())
+        shown = "  ".join(
+            f"{name} {curve[:, -1].mean():.4g}" for name, curve in curves.items()
+        )
         speed = f"{rate:.3g} steps/s  {rate * flops / 1e9:.3g} GFLOP/s  {(config.outer_steps - done) / rate:.0f} s left"
         print(f"{done:6d} / {config.outer_steps}  {shown}  {speed}", flush=True)
 
     evaluation = gather(final(seeds, state.params))  # (seed, sweep, ...)
     # What `own_share` repeats comes last, and goes.
-    results = {name: array.swapaxes(0, 1)[: len(config.eval_alphas)] for name, array in evaluation.items()}
-    results |= {"sweep": np.float32(config.eval_alphas)} | curves | flatten("params", gather(state.params))
+    results = {
+        name: array.swapaxes(0, 1)[: len(config.eval_alphas)]
+        for name, array in evaluation.items()
+    }
+    results |= (
+        {"sweep": np.float32(config.eval_alphas)}
+        | curves
+        | flatten("params", gather(state.params))
+    )
     if jax.process_index() > 0:
         return
     report(
@@ -430,37 +619,77 @@ def main(argv=None):
 
 # --- shared: devices and checkpoints ---
 SWITCHES = {
-    "devices": dict(type=int, help="devices of this process at most (default: all; of a CPU as many as cores)"),
-    "resume": dict(action="store_true", help="go on from the checkpoint, if there is one"),
-    "distributed": dict(nargs="*", help="share work with other processes: HOST:PORT COUNT INDEX, or as JAX detects"),
+    "devices": dict(
+        type=int,
+        help="devices of this process at most (default: all; of a CPU as many as cores)",
+    ),
+    "resume": dict(
+        action="store_true", help="go on from the checkpoint, if there is one"
+    ),
+    "distributed": dict(
+        nargs="*",
+        help="share work with other processes: HOST:PORT COUNT INDEX, or as JAX detects",
+    ),
 }
-gather = partial(process_allgather, tiled=True)  # arrays of all devices, in numpy, in every process
+gather = partial(
+    process_allgather, tiled=True
+)  # arrays of all devices, in numpy, in every process
 
 
 def make_mesh(config, args) -> tuple[Mesh, jax.Array]:
     """A mesh of as many devices as divide seeds and batch, for seeds rather than batch; and the seeds on it."""
     if args.devices is not None and not 1 <= args.devices <= 256:
-        args.refuse(f"argument --devices: takes numbers from 1 to 256, not {args.devices}")
-    if jax.config.jax_num_cpu_devices < 0 and "device_count" not in os.environ.get("XLA_FLAGS", ""):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
+        args.refuse(
+            f"argument --devices: takes numbers from 1 to 256, not {args.devices}"
+        )
+    if jax.config.jax_num_cpu_devices < 0 and "device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        cores = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count()
+        )
+        with contextlib.suppress(
+            RuntimeError
+        ):  # JAX has started, with the devices that it has
             jax.config.update("jax_num_cpu_devices", args.devices or cores)
     try:
         if args.distributed is not None:
-            words = zip((str, int, int), args.distributed, strict=bool(args.distributed))
+            words = zip(
+                (str, int, int), args.distributed, strict=bool(args.distributed)
+            )
             jax.distributed.initialize(*(kind(word) for kind, word in words))
     except (ValueError, IndexError, RuntimeError) as error:
-        args.refuse(f"argument --distributed: takes HOST:PORT COUNT INDEX, or a cluster ({error})".splitlines()[0])
+        args.refuse(
+            f"argument --distributed: takes HOST:PORT COUNT INDEX, or a cluster ({error})".splitlines()[
+                0
+            ]
+        )
     check_devices()
-    hosts = [[device for device in jax.devices() if device.process_index == i] for i in range(jax.process_count())]
+    hosts = [
+        [device for device in jax.devices() if device.process_index == i]
+        for i in range(jax.process_count())
+    ]
     most = min(args.devices or 256, *map(len, hosts)) * len(hosts)
-    divisors = lambda number: [count for count in range(1, most + 1) if number % count == 0]
+    divisors = lambda number: [
+        count for count in range(1, most + 1) if number % count == 0
+    ]
     pairs = itertools.product(divisors(config.num_seeds), divisors(config.batch_size))
-    sizes = [(seeds * batch, seeds, batch) for seeds, batch in pairs if seeds * batch in range(0, most + 1, len(hosts))]
+    sizes = [
+        (seeds * batch, seeds, batch)
+        for seeds, batch in pairs
+        if seeds * batch in range(0, most + 1, len(hosts))
+    ]
     if not sizes:
-        args.refuse(f"argument --num-seeds: it and --batch-size do not divide among {len(hosts)} processes")
+        args.refuse(
+            f"argument --num-seeds: it and --batch-size do not divide among {len(hosts)} processes"
+        )
     count, *shape = max(sizes)
-    mesh = Mesh(np.reshape([host[: count // len(hosts)] for host in hosts], shape), ("seed", "batch"))
+    mesh = Mesh(
+        np.reshape([host[: count // len(hosts)] for host in hosts], shape),
+        ("seed", "batch"),
+    )
     seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
     sharding = NamedSharding(mesh, PartitionSpec("seed"))
     return mesh, jax.make_array_from_callback(seeds.shape, sharding, seeds.__getitem__)
@@ -475,11 +704,15 @@ def over_devices(function, mesh: Mesh, *split):
     def share(seeds, *args):
         keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
         if jax.default_backend() == "cpu":  # in turn: batched weights are slow there
-            return jax.lax.map(lambda one: function(*one), (keys[:, 0], keys[:, 1], *args))
+            return jax.lax.map(
+                lambda one: function(*one), (keys[:, 0], keys[:, 1], *args)
+            )
         return jax.vmap(function)(keys[:, 0], keys[:, 1], *args)
 
     # With check_vma JAX would sum gradients by what is alike on all devices, such as a grid, over all of them.
-    specs = dict(in_specs=PartitionSpec("seed"), out_specs=PartitionSpec("seed", *split))
+    specs = dict(
+        in_specs=PartitionSpec("seed"), out_specs=PartitionSpec("seed", *split)
+    )
     return jax.jit(jax.shard_map(share, mesh=mesh, check_vma=False, **specs))
 
 
@@ -488,7 +721,9 @@ def own_share(batch, axis: str | None):
 
     def part(leaf):
         size = -(-len(leaf) // jax.lax.axis_size(axis))
-        return leaf.take(jax.lax.axis_index(axis) * size + jnp.arange(size), axis=0, mode="clip")
+        return leaf.take(
+            jax.lax.axis_index(axis) * size + jnp.arange(size), axis=0, mode="clip"
+        )
 
     return jax.tree.map(part, batch) if axis else batch
 
@@ -502,27 +737,59 @@ def device_mean(tree, axis: str | None):
 def flatten(prefix: str, tree) -> dict[str, np.ndarray]:
     """The leaves of a pytree by name, `prefix/path/to/leaf`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}": leaf for path, leaf in leaves}
+    return {
+        f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}": leaf
+        for path, leaf in leaves
+    }
 
 
 def load_checkpoint(path, state, metrics: dict, config, args):
     """State and curves of a checkpoint, like this state and a chunk's metrics, and made with the same settings."""
-    settings, reason = json.loads(json.dumps(dataclasses.asdict(config))), "it is damaged"  # tuples as JSON's lists
+    settings, reason = (
+        json.loads(json.dumps(dataclasses.asdict(config))),
+        "it is damaged",
+    )  # tuples as JSON's lists
     try:
         arrays = dict(np.load(path, allow_pickle=False))
-        had = dataclasses.asdict(Config()) | json.loads(str(arrays["config"]))  # new options were at their default
-        differ = [name for name in settings if had.get(name) != settings[name] and not name.startswith("eval_")]
-        reason = ", ".join(f"it has --{name.replace('_', '-')} {had.get(name)}" for name in differ) or reason
-        saved = jax.tree.unflatten(jax.tree.structure(state), map(arrays.get, flatten("state", state)))
+        had = dataclasses.asdict(Config()) | json.loads(
+            str(arrays["config"])
+        )  # new options were at their default
+        differ = [
+            name
+            for name in settings
+            if had.get(name) != settings[name] and not name.startswith("eval_")
+        ]
+        reason = (
+            ", ".join(
+                f"it has --{name.replace('_', '-')} {had.get(name)}" for name in differ
+            )
+            or reason
+        )
+        saved = jax.tree.unflatten(
+            jax.tree.structure(state), map(arrays.get, flatten("state", state))
+        )
         curves = {name: arrays[f"curves/{name}"] for name in metrics}
-        chunks = range(0, config.outer_steps + 1, chunk_length(config)).index(int(saved.step[0]))
-        expected = {name: np.tile(np.zeros(metric.shape, metric.dtype), chunks) for name, metric in metrics.items()}
-        chex.assert_trees_all_equal_shapes_and_dtypes((saved, curves), (state, expected))
+        chunks = range(0, config.outer_steps + 1, chunk_length(config)).index(
+            int(saved.step[0])
+        )
+        expected = {
+            name: np.tile(np.zeros(metric.shape, metric.dtype), chunks)
+            for name, metric in metrics.items()
+        }
+        chex.assert_trees_all_equal_shapes_and_dtypes(
+            (saved, curves), (state, expected)
+        )
         chex.assert_tree_all_finite((saved, curves["loss"], curves["gradient_norm"]))
-        chex.assert_trees_all_equal((saved.step, differ), (0 * saved.step + saved.step[0], []))
+        chex.assert_trees_all_equal(
+            (saved.step, differ), (0 * saved.step + saved.step[0], [])
+        )
     except Exception:  # whatever is raised on a damaged file
-        args.refuse(f"argument --resume: takes a whole checkpoint of these settings, not {path} ({reason})")
-    return jax.device_put(saved, jax.tree.map(lambda leaf: leaf.sharding, state)), curves
+        args.refuse(
+            f"argument --resume: takes a whole checkpoint of these settings, not {path} ({reason})"
+        )
+    return jax.device_put(
+        saved, jax.tree.map(lambda leaf: leaf.sharding, state)
+    ), curves
 
 
 # --- end shared ---
@@ -531,14 +798,31 @@ def load_checkpoint(path, state, metrics: dict, config, args):
 # --- shared: command line of scripts that train ---
 def check(config):
     """Raise ValueError where a field is out of the range in its type: flag, what it takes. Lists become tuples."""
-    for name, hint in list(get_type_hints(Config, include_extras=True).items())[1:]:  # all but the game
+    for name, hint in list(get_type_hints(Config, include_extras=True).items())[
+        1:
+    ]:  # all but the game
         value, takes = getattr(config, name), hint.__metadata__
         if get_origin(hint.__origin__) is tuple:
-            object.__setattr__(config, name, value := tuple(np.ravel(value).tolist()))  # jit hashes static arguments
-        each = [one for one in np.ravel(value) if one is not None or getattr(Config, name) is not None]
-        if not all(one in takes if isinstance(one, str) else takes[0] <= one <= takes[1] for one in each):
-            words = " or ".join(takes) if isinstance(takes[0], str) else "numbers from {:g} to {:.10g}".format(*takes)
-            raise ValueError(f"{name.replace('_', '-')}: takes {words}, not {' '.join(map(str, each))}")
+            object.__setattr__(
+                config, name, value := tuple(np.ravel(value).tolist())
+            )  # jit hashes static arguments
+        each = [
+            one
+            for one in np.ravel(value)
+            if one is not None or getattr(Config, name) is not None
+        ]
+        if not all(
+            one in takes if isinstance(one, str) else takes[0] <= one <= takes[1]
+            for one in each
+        ):
+            words = (
+                " or ".join(takes)
+                if isinstance(takes[0], str)
+                else "numbers from {:g} to {:.10g}".format(*takes)
+            )
+            raise ValueError(
+                f"{name.replace('_', '-')}: takes {words}, not {' '.join(map(str, each))}"
+            )
 
 
 def game_name(text: str) -> str:
@@ -552,15 +836,34 @@ def game_name(text: str) -> str:
 def parse(argv, **switches):
     """The command line, a flag for each field of Config and for `switches`: (config, game, arguments)."""
     # argparse takes -1e6 for a flag, but not with a space before it.
-    argv = [re.sub(r"^-(?=[\d.])", " -", word) for word in (sys.argv[1:] if argv is None else argv)]
-    layout = dict(usage=SUPPRESS, formatter_class=RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False)
+    argv = [
+        re.sub(r"^-(?=[\d.])", " -", word)
+        for word in (sys.argv[1:] if argv is None else argv)
+    ]
+    layout = dict(
+        usage=SUPPRESS,
+        formatter_class=RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
     parser = ArgumentParser(f"{NAME}.py", description=__doc__, **layout)
     shown = f"the game: {', '.join(sorted(GAMES))}; or a variant of it: {VARIANTS_HELP} (default: ipd)"
     parser.add_argument("--game", default="ipd", type=game_name, help=shown)
-    parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in minutes")
-    known = parser.parse_known_args(argv)[0]  # --help shows the defaults that go with these two
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a small run that shows the phenomenon in minutes",
+    )
+    known = parser.parse_known_args(argv)[
+        0
+    ]  # --help shows the defaults that go with these two
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
-    parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=".",
+        help="where results/ and figures/ go (default: .)",
+    )
     for name, settings in switches.items():
         parser.add_argument(f"--{name}", **settings)
     try:
@@ -568,19 +871,36 @@ def parse(argv, **switches):
     except ValueError as error:
         parser.error(f"argument --{error}")
     hints = get_type_hints(Config, include_extras=True)
-    for name, comment in re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(Config), re.MULTILINE)[1:]:
+    for name, comment in re.findall(
+        r"^    (\w+): .*  # (.*)$", inspect.getsource(Config), re.MULTILINE
+    )[1:]:
         value, takes = getattr(defaults, name), hints[name].__metadata__
-        settings = dict(type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None)
-        settings = {bool: dict(action=BooleanOptionalAction), str: dict(choices=takes)}.get(type(takes[0]), settings)
+        settings = dict(
+            type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None
+        )
+        settings = {
+            bool: dict(action=BooleanOptionalAction),
+            str: dict(choices=takes),
+        }.get(type(takes[0]), settings)
         shown = f"{comment} (default: {' '.join(map(str, np.ravel(value))) or None})"
-        parser.add_argument(f"--{name.replace('_', '-')}", default=SUPPRESS, help=shown, **settings)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", default=SUPPRESS, help=shown, **settings
+        )
     args = parser.parse_args(argv)
     args.refuse = parser.error
     try:
-        config = make_config(**{name: value for name, value in vars(args).items() if name in (*hints, "quick")})
+        config = make_config(
+            **{
+                name: value
+                for name, value in vars(args).items()
+                if name in (*hints, "quick")
+            }
+        )
     except ValueError as error:
         parser.error(f"argument --{error}")
-    args.results = args.out / f"results/{getattr(config, 'name', NAME)}_{config.game}.npz"
+    args.results = (
+        args.out / f"results/{getattr(config, 'name', NAME)}_{config.game}.npz"
+    )
     return config, find_game(config.game), args
 
 

@@ -64,8 +64,12 @@ class Config:
 
     game: str = "ipd"  # the game, or a variant of it
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
-    num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each with policies of its own: seed, seed + 1, ...
-    lr: Annotated[float, 1e-30, 1e30] = 2.0  # step size of the opponents (alpha in Eq. 1), and at first of the agents
+    num_seeds: Annotated[int, 1, 1000] = (
+        1  # number of seeds, each with policies of its own: seed, seed + 1, ...
+    )
+    lr: Annotated[float, 1e-30, 1e30] = (
+        2.0  # step size of the opponents (alpha in Eq. 1), and at first of the agents
+    )
     outer_steps: Count = 1000  # steps of Adam, best a multiple of 25
     batch_size: Count = 64  # opponents in each of them
     rollout_length: Count = 300  # joint naive steps T
@@ -81,11 +85,17 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     """The settings for a game, one of `GAMES` or one's own, with changes."""
     played = find_game(game)
     if played.sample is not None:
-        raise ValueError(f"game: {NAME} needs exact returns, not those of {played.name}")
+        raise ValueError(
+            f"game: {NAME} needs exact returns, not those of {played.name}"
+        )
     settings = dict(game=played.name, lr=played.lr)
-    settings |= dict(model_lr=min(0.1, 0.1 * played.lr))  # what is learned is as small as a step size
+    settings |= dict(
+        model_lr=min(0.1, 0.1 * played.lr)
+    )  # what is learned is as small as a step size
     settings |= dict(eval_pairs=32, eval_steps=200) if played.planar else {}
-    settings |= dict(outer_steps=200, rollout_length=100, eval_pairs=16) if quick else {}
+    settings |= (
+        dict(outer_steps=200, rollout_length=100, eval_pairs=16) if quick else {}
+    )
     return Config(**settings | changes)
 
 
@@ -96,7 +106,9 @@ class Learner(NamedTuple):
     step_size: jax.Array  # s, (2,)
 
 
-def meta_return(learner: Learner, game: Game, opponent: jax.Array, seat: int, lr: float, steps: int) -> jax.Array:
+def meta_return(
+    learner: Learner, game: Game, opponent: jax.Array, seat: int, lr: float, steps: int
+) -> jax.Array:
     """Mean return of an agent over its first joint steps with a naive learner, the objective.
 
     Args:
@@ -138,7 +150,9 @@ class TrainState(NamedTuple):
 def train_init(key: jax.Array, game: Game, config: Config) -> TrainState:
     """The state before the first step of Adam."""
     params = model_init(jax.random.fold_in(key, 0), game, config)
-    return TrainState(params, optax.adam(config.model_lr).init(params), jnp.zeros((), jnp.int32))
+    return TrainState(
+        params, optax.adam(config.model_lr).init(params), jnp.zeros((), jnp.int32)
+    )
 
 
 def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config):
@@ -146,35 +160,58 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config):
     keys = jax.random.split(key, (2, config.batch_size))
 
     def loss(params):
-        one = partial(meta_return, params, game, lr=config.lr, steps=config.rollout_length)
-        returns = [jax.vmap(lambda key: one(game.init(key), seat))(keys[seat]).mean() for seat in (0, 1)]
+        one = partial(
+            meta_return, params, game, lr=config.lr, steps=config.rollout_length
+        )
+        returns = [
+            jax.vmap(lambda key: one(game.init(key), seat))(keys[seat]).mean()
+            for seat in (0, 1)
+        ]
         return -jnp.stack(returns).mean(), jnp.stack(returns)
 
     (value, returns), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-    metrics = {"loss": value, "mean_return": returns, "step_size": state.params.step_size}
+    metrics = {
+        "loss": value,
+        "mean_return": returns,
+        "step_size": state.params.step_size,
+    }
     step, opt_state = optax.adam(config.model_lr).update(gradient, state.opt_state)
-    return TrainState(optax.apply_updates(state.params, step), opt_state, state.step + 1), metrics
+    return TrainState(
+        optax.apply_updates(state.params, step), opt_state, state.step + 1
+    ), metrics
 
 
-def train_steps(key: jax.Array, state: TrainState, game: Game, config: Config, count: int):
+def train_steps(
+    key: jax.Array, state: TrainState, game: Game, config: Config, count: int
+):
     """As many steps of Adam, for one seed. `key` is the seed's, wherever it begins. Returns (state, metrics)."""
-    keys = jax.vmap(partial(jax.random.fold_in, key))(1 + state.step + jnp.arange(count))
-    return jax.lax.scan(lambda state, key: outer_step(key, state, game, config), state, keys)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(
+        1 + state.step + jnp.arange(count)
+    )
+    return jax.lax.scan(
+        lambda state, key: outer_step(key, state, game, config), state, keys
+    )
 
 
 def train(key: jax.Array, game: Game, config: Config):
     """Train one learner: (parameters, metrics of all steps). Jit it with game and config static, map it over keys."""
-    state, metrics = train_steps(key, train_init(key, game, config), game, config, config.outer_steps)
+    state, metrics = train_steps(
+        key, train_init(key, game, config), game, config, config.outer_steps
+    )
     return state.params, metrics
 
 
-def evaluate(key: jax.Array, params: Learner, game: Game, config: Config) -> dict[str, jax.Array]:
+def evaluate(
+    key: jax.Array, params: Learner, game: Game, config: Config
+) -> dict[str, jax.Array]:
     """Evaluate learners from where they start, beside others that start where `key` draws. Arrays (1, ...).
 
     In self-play all pairs of a seed are the same: only seeds differ.
     """
 
-    step = lambda x: x + params.step_size[:, None] * simultaneous_gradient(game.f, x)  # of a size of one's own
+    step = lambda x: (
+        x + params.step_size[:, None] * simultaneous_gradient(game.f, x)
+    )  # of a size of one's own
     settings = dict(lr=config.lr, steps=config.eval_steps, pairs=config.eval_pairs)
     results = evaluate_game(key, game, step, agent_start=params.policy, **settings)
     return jax.tree.map(lambda leaf: leaf[None], results)
@@ -185,30 +222,59 @@ def main(argv=None):
     make_output_folders(args)
     described = print_settings(config)
     seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
-    length = max(length for length in range(1, 26) if config.outer_steps % length == 0)  # of a chunk, all alike
-    keys, eval_keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)), out_axes=1)(seeds)
-    state, begin = jax.vmap(lambda key: train_init(key, game, config))(keys), time.perf_counter()
+    length = max(
+        length for length in range(1, 26) if config.outer_steps % length == 0
+    )  # of a chunk, all alike
+    keys, eval_keys = jax.vmap(
+        lambda seed: jax.random.split(jax.random.key(seed)), out_axes=1
+    )(seeds)
+    state, begin = (
+        jax.vmap(lambda key: train_init(key, game, config))(keys),
+        time.perf_counter(),
+    )
     chunk = jax.vmap(lambda key, state: train_steps(key, state, game, config, length))
     chunk = jax.jit(chunk).lower(keys, state).compile()
-    print(f"compiled in {time.perf_counter() - begin:.1f} s; there are no checkpoints", flush=True)
+    print(
+        f"compiled in {time.perf_counter() - begin:.1f} s; there are no checkpoints",
+        flush=True,
+    )
     parts, begin = [], time.perf_counter()
     for done in range(length, config.outer_steps + 1, length):
         state, metrics = chunk(keys, state)
         parts.append(jax.device_get(metrics))
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, parts[-1]))):
-            sys.exit(f"{NAME}.py: training diverged between steps {done - length} and {done}")
-        rate, best = done / (time.perf_counter() - begin), -parts[-1]["loss"][:, -1].mean()
+        if not all(
+            np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, parts[-1]))
+        ):
+            sys.exit(
+                f"{NAME}.py: training diverged between steps {done - length} and {done}"
+            )
+        rate, best = (
+            done / (time.perf_counter() - begin),
+            -parts[-1]["loss"][:, -1].mean(),
+        )
         speed = f"{rate:.3g} steps/s  {(config.outer_steps - done) / rate:.0f} s left"
-        print(f"{done:6d} / {config.outer_steps}  mean return {best:.4g}  {speed}", flush=True)
-    curves = {name: np.concatenate([part[name] for part in parts], 1) for name in parts[0]}
-    final = jax.vmap(lambda key, params: evaluate(key, params, game, config), out_axes=1)
+        print(
+            f"{done:6d} / {config.outer_steps}  mean return {best:.4g}  {speed}",
+            flush=True,
+        )
+    curves = {
+        name: np.concatenate([part[name] for part in parts], 1) for name in parts[0]
+    }
+    final = jax.vmap(
+        lambda key, params: evaluate(key, params, game, config), out_axes=1
+    )
     results = jax.device_get(jax.jit(final)(eval_keys, state.params)) | curves
-    results |= {f"params/{name}": np.asarray(leaf) for name, leaf in state.params._asdict().items()}
+    results |= {
+        f"params/{name}": np.asarray(leaf)
+        for name, leaf in state.params._asdict().items()
+    }
 
     def draw_curves(figure):
         for axis, name in zip(figure.subplots(1, 2), ("mean_return", "step_size")):
             for seat, style in enumerate("-:"):
-                axis.plot(curves[name][..., seat].T, style, color="tab:red", linewidth=0.6)  # a line for each seed
+                axis.plot(
+                    curves[name][..., seat].T, style, color="tab:red", linewidth=0.6
+                )  # a line for each seed
             axis.set(xlabel="steps of Adam (dotted: player 2)", ylabel=name)
 
     report(
@@ -227,14 +293,31 @@ def main(argv=None):
 # --- shared: command line of scripts that train ---
 def check(config):
     """Raise ValueError where a field is out of the range in its type: flag, what it takes. Lists become tuples."""
-    for name, hint in list(get_type_hints(Config, include_extras=True).items())[1:]:  # all but the game
+    for name, hint in list(get_type_hints(Config, include_extras=True).items())[
+        1:
+    ]:  # all but the game
         value, takes = getattr(config, name), hint.__metadata__
         if get_origin(hint.__origin__) is tuple:
-            object.__setattr__(config, name, value := tuple(np.ravel(value).tolist()))  # jit hashes static arguments
-        each = [one for one in np.ravel(value) if one is not None or getattr(Config, name) is not None]
-        if not all(one in takes if isinstance(one, str) else takes[0] <= one <= takes[1] for one in each):
-            words = " or ".join(takes) if isinstance(takes[0], str) else "numbers from {:g} to {:.10g}".format(*takes)
-            raise ValueError(f"{name.replace('_', '-')}: takes {words}, not {' '.join(map(str, each))}")
+            object.__setattr__(
+                config, name, value := tuple(np.ravel(value).tolist())
+            )  # jit hashes static arguments
+        each = [
+            one
+            for one in np.ravel(value)
+            if one is not None or getattr(Config, name) is not None
+        ]
+        if not all(
+            one in takes if isinstance(one, str) else takes[0] <= one <= takes[1]
+            for one in each
+        ):
+            words = (
+                " or ".join(takes)
+                if isinstance(takes[0], str)
+                else "numbers from {:g} to {:.10g}".format(*takes)
+            )
+            raise ValueError(
+                f"{name.replace('_', '-')}: takes {words}, not {' '.join(map(str, each))}"
+            )
 
 
 def game_name(text: str) -> str:
@@ -248,15 +331,34 @@ def game_name(text: str) -> str:
 def parse(argv, **switches):
     """The command line, a flag for each field of Config and for `switches`: (config, game, arguments)."""
     # argparse takes -1e6 for a flag, but not with a space before it.
-    argv = [re.sub(r"^-(?=[\d.])", " -", word) for word in (sys.argv[1:] if argv is None else argv)]
-    layout = dict(usage=SUPPRESS, formatter_class=RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False)
+    argv = [
+        re.sub(r"^-(?=[\d.])", " -", word)
+        for word in (sys.argv[1:] if argv is None else argv)
+    ]
+    layout = dict(
+        usage=SUPPRESS,
+        formatter_class=RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
     parser = ArgumentParser(f"{NAME}.py", description=__doc__, **layout)
     shown = f"the game: {', '.join(sorted(GAMES))}; or a variant of it: {VARIANTS_HELP} (default: ipd)"
     parser.add_argument("--game", default="ipd", type=game_name, help=shown)
-    parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in minutes")
-    known = parser.parse_known_args(argv)[0]  # --help shows the defaults that go with these two
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a small run that shows the phenomenon in minutes",
+    )
+    known = parser.parse_known_args(argv)[
+        0
+    ]  # --help shows the defaults that go with these two
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
-    parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=".",
+        help="where results/ and figures/ go (default: .)",
+    )
     for name, settings in switches.items():
         parser.add_argument(f"--{name}", **settings)
     try:
@@ -264,19 +366,36 @@ def parse(argv, **switches):
     except ValueError as error:
         parser.error(f"argument --{error}")
     hints = get_type_hints(Config, include_extras=True)
-    for name, comment in re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(Config), re.MULTILINE)[1:]:
+    for name, comment in re.findall(
+        r"^    (\w+): .*  # (.*)$", inspect.getsource(Config), re.MULTILINE
+    )[1:]:
         value, takes = getattr(defaults, name), hints[name].__metadata__
-        settings = dict(type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None)
-        settings = {bool: dict(action=BooleanOptionalAction), str: dict(choices=takes)}.get(type(takes[0]), settings)
+        settings = dict(
+            type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None
+        )
+        settings = {
+            bool: dict(action=BooleanOptionalAction),
+            str: dict(choices=takes),
+        }.get(type(takes[0]), settings)
         shown = f"{comment} (default: {' '.join(map(str, np.ravel(value))) or None})"
-        parser.add_argument(f"--{name.replace('_', '-')}", default=SUPPRESS, help=shown, **settings)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", default=SUPPRESS, help=shown, **settings
+        )
     args = parser.parse_args(argv)
     args.refuse = parser.error
     try:
-        config = make_config(**{name: value for name, value in vars(args).items() if name in (*hints, "quick")})
+        config = make_config(
+            **{
+                name: value
+                for name, value in vars(args).items()
+                if name in (*hints, "quick")
+            }
+        )
     except ValueError as error:
         parser.error(f"argument --{error}")
-    args.results = args.out / f"results/{getattr(config, 'name', NAME)}_{config.game}.npz"
+    args.results = (
+        args.out / f"results/{getattr(config, 'name', NAME)}_{config.game}.npz"
+    )
     return config, find_game(config.game), args
 
 

@@ -71,17 +71,27 @@ class Config:
 
     game: str = "ipd"  # the game, or a variant of it
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
-    num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each with agents of its own: seed, seed + 1, ...
-    opponent: Annotated[str, "naive", "lola", "self"] = "naive"  # the other in training: a learner, or M-FOS as well
+    num_seeds: Annotated[int, 1, 1000] = (
+        1  # number of seeds, each with agents of its own: seed, seed + 1, ...
+    )
+    opponent: Annotated[str, "naive", "lola", "self"] = (
+        "naive"  # the other in training: a learner, or M-FOS as well
+    )
     lr: Annotated[float, 1e-30, 1e30] = 25.0  # step size of learners
-    alpha: Step = 25.0  # look-ahead step of --opponent lola; the default does not depend on --lr
-    outer_steps: Count = 500  # meta-episodes, best a multiple of 10; PPO's update follows each
+    alpha: Step = (
+        25.0  # look-ahead step of --opponent lola; the default does not depend on --lr
+    )
+    outer_steps: Count = (
+        500  # meta-episodes, best a multiple of 10; PPO's update follows each
+    )
     batch_size: Count = 4096  # of them at once, each from a random pair of policies
     rollout_length: Count = 100  # meta-steps T in each of them
     gamma: Share = 0.99  # meta-discount
     hidden: Count = 256  # width of the networks
     model_lr: Step = 2e-3  # learning rate of Adam
-    epochs: Annotated[int, 1, 1000] = 4  # steps of Adam in an update, each on the whole batch
+    epochs: Annotated[int, 1, 1000] = (
+        4  # steps of Adam in an update, each on the whole batch
+    )
     clip: Share = 0.2  # epsilon of PPO (its Eq. 7)
     value_weight: Step = 0.5  # c_1 of PPO (its Eq. 9)
     entropy_weight: Step = 0.01  # c_2 of PPO (its Eq. 9)
@@ -101,7 +111,9 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     """The settings for a game, one of `GAMES` or one's own, with changes."""
     played = find_game(game)
     if played.sample is not None:
-        raise ValueError(f"game: {NAME} needs exact returns, not those of {played.name}")
+        raise ValueError(
+            f"game: {NAME} needs exact returns, not those of {played.name}"
+        )
     # The authors' learners take steps of 1 on returns without the factor 1 - discount: 25 on the IPD, where lr is 2.
     lr = 12.5 * played.lr if played.iterated else played.lr
     settings = dict(game=played.name, lr=lr, alpha=lr)
@@ -113,13 +125,20 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
 class Agent(NamedTuple):
     """Parameters theta of an agent. Both networks see the meta-game's state, its own policy first, (2 m,)."""
 
-    actor: tuple[jax.Array, jax.Array]  # -> of its next policy the mean, and the variance before softplus, (2 n,)
-    critic: tuple[jax.Array, jax.Array]  # -> its normalised return from there on, at whatever time, (1,)
+    actor: tuple[
+        jax.Array, jax.Array
+    ]  # -> of its next policy the mean, and the variance before softplus, (2 n,)
+    critic: tuple[
+        jax.Array, jax.Array
+    ]  # -> its normalised return from there on, at whatever time, (1,)
 
 
 def model_init(key: jax.Array, game: Game, config: Config) -> list[Agent]:
     """An agent for each seat; beside a learner one for both if the game is symmetric. Weights as PyTorch draws them."""
-    inputs, hidden = jax.eval_shape(game.features, jnp.zeros((2, game.n))).size, config.hidden
+    inputs, hidden = (
+        jax.eval_shape(game.features, jnp.zeros((2, game.n))).size,
+        config.hidden,
+    )
 
     def layer_init(key, inputs, outputs):  # biases are the last row
         return jax.random.uniform(key, (inputs + 1, outputs), minval=-1) / inputs**0.5
@@ -128,13 +147,20 @@ def model_init(key: jax.Array, game: Game, config: Config) -> list[Agent]:
         first, last = jax.random.split(key)
         return layer_init(first, inputs, hidden), layer_init(last, hidden, outputs)
 
-    keys = jax.random.split(key, (1 if game.symmetric and config.opponent != "self" else 2, 2))
-    return [Agent(network_init(actor, 2 * game.n), network_init(critic, 1)) for actor, critic in keys]
+    keys = jax.random.split(
+        key, (1 if game.symmetric and config.opponent != "self" else 2, 2)
+    )
+    return [
+        Agent(network_init(actor, 2 * game.n), network_init(critic, 1))
+        for actor, critic in keys
+    ]
 
 
 def network(weights: tuple[jax.Array, jax.Array], state: jax.Array) -> jax.Array:
     """One hidden layer of tanh units. (..., inputs) -> (..., outputs)."""
-    layer = lambda w, h: jnp.matmul(h, w[:-1], precision="highest") + w[-1]  # a GPU's default, TF32, has 10 bits
+    layer = lambda w, h: (
+        jnp.matmul(h, w[:-1], precision="highest") + w[-1]
+    )  # a GPU's default, TF32, has 10 bits
     return layer(weights[1], jnp.tanh(layer(weights[0], state)))
 
 
@@ -144,7 +170,9 @@ def distribution(agent: Agent, state: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, jnp.sqrt(jax.nn.softplus(variance))
 
 
-def act(key: jax.Array, agents: list[Agent], game: Game, x: jax.Array, seat: int) -> tuple[jax.Array, ...]:
+def act(
+    key: jax.Array, agents: list[Agent], game: Game, x: jax.Array, seat: int
+) -> tuple[jax.Array, ...]:
     """What the agent in this seat sees of x, (2 m,), the policy that it draws next, (n,), and its log density, ()."""
     chex.assert_shape(x, (2, game.n))
     state = jnp.roll(game.features(x), -seat, 0).ravel()
@@ -186,7 +214,9 @@ def meta_episode(key, agents: list[Agent], game: Game, config: Config, seat: int
         return x, (state, action, log_prob, jnp.roll(game.f(x), -seat))
 
     first, key = jax.random.split(key)
-    return jax.lax.scan(step, game.init(first), jax.random.split(key, config.rollout_length))[1]
+    return jax.lax.scan(
+        step, game.init(first), jax.random.split(key, config.rollout_length)
+    )[1]
 
 
 def discounted_returns(rewards: jax.Array, gamma: float) -> jax.Array:
@@ -198,7 +228,9 @@ def discounted_returns(rewards: jax.Array, gamma: float) -> jax.Array:
     return jax.lax.scan(back_up, jnp.zeros_like(rewards[0]), rewards, reverse=True)[1]
 
 
-def ppo_loss(agent: Agent, states, actions, log_probs, targets, config: Config) -> jax.Array:
+def ppo_loss(
+    agent: Agent, states, actions, log_probs, targets, config: Config
+) -> jax.Array:
     """PPO's loss, Eq. 9 with the other sign. (batch, 2 m), (batch, n), (batch,), normalised returns (batch,) -> ().
 
     The advantage is the return less what the critic, as it is by now, makes of the state (the authors' code).
@@ -210,7 +242,11 @@ def ppo_loss(agent: Agent, states, actions, log_probs, targets, config: Config) 
     clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
     surrogate = jnp.minimum(ratio * advantage, clipped * advantage)  # Eq. 7
     entropy = jnp.log(sigma * (2 * jnp.pi * jnp.e) ** 0.5).sum(-1)
-    return (config.value_weight * (value - targets) ** 2 - surrogate - config.entropy_weight * entropy).mean()
+    return (
+        config.value_weight * (value - targets) ** 2
+        - surrogate
+        - config.entropy_weight * entropy
+    ).mean()
 
 
 def ppo_update(agents: list[Agent], opt_state: optax.OptState, played, config: Config):
@@ -218,14 +254,20 @@ def ppo_update(agents: list[Agent], opt_state: optax.OptState, played, config: C
     batches = []
     for *batch, returns in played:
         targets = discounted_returns(returns[..., 0], config.gamma)
-        batches.append((*batch, (targets - targets.mean()) / (targets.std() + 1e-5)))  # over all steps and episodes
+        batches.append(
+            (*batch, (targets - targets.mean()) / (targets.std() + 1e-5))
+        )  # over all steps and episodes
 
     def loss(agents, batches):  # each agent's depends on its own parameters alone
-        return sum(ppo_loss(agent, *batch, config) for agent, batch in zip(agents, batches))
+        return sum(
+            ppo_loss(agent, *batch, config) for agent, batch in zip(agents, batches)
+        )
 
     def epoch(state, _):
         agents, opt_state = state
-        gradients = jax.lax.map(partial(jax.value_and_grad(loss), agents), batches)  # of each meta-step: less memory
+        gradients = jax.lax.map(
+            partial(jax.value_and_grad(loss), agents), batches
+        )  # of each meta-step: less memory
         value, gradient = jax.tree.map(lambda leaf: leaf.mean(0), gradients)
         step, opt_state = optax.adam(config.model_lr).update(gradient, opt_state)
         return (optax.apply_updates(agents, step), opt_state), value
@@ -244,32 +286,52 @@ class TrainState(NamedTuple):
 def train_init(key: jax.Array, game: Game, config: Config) -> TrainState:
     """The state before the first episode."""
     agents = model_init(jax.random.fold_in(key, 0), game, config)
-    return TrainState(agents, optax.adam(config.model_lr).init(agents), jnp.zeros((), jnp.int32))
+    return TrainState(
+        agents, optax.adam(config.model_lr).init(agents), jnp.zeros((), jnp.int32)
+    )
 
 
 def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config):
     """A meta-episode from each of many starts, and PPO's update of each agent. Returns (state, metrics)."""
     keys = jax.random.split(key, config.batch_size)
     episode = partial(meta_episode, agents=state.params, game=game, config=config)
-    played = [jax.vmap(partial(episode, seat=seat), out_axes=1)(keys) for seat in range(len(state.params))]
-    (agents, opt_state), loss = ppo_update(state.params, state.opt_state, played, config)
+    played = [
+        jax.vmap(partial(episode, seat=seat), out_axes=1)(keys)
+        for seat in range(len(state.params))
+    ]
+    (agents, opt_state), loss = ppo_update(
+        state.params, state.opt_state, played, config
+    )
     returns = jnp.stack([returns.mean((0, 1)) for *_, returns in played])  # (agent, 2)
-    return TrainState(agents, opt_state, state.step + 1), {"loss": loss.mean(), "mean_return": returns}
+    return TrainState(agents, opt_state, state.step + 1), {
+        "loss": loss.mean(),
+        "mean_return": returns,
+    }
 
 
-def train_steps(key: jax.Array, state: TrainState, game: Game, config: Config, count: int):
+def train_steps(
+    key: jax.Array, state: TrainState, game: Game, config: Config, count: int
+):
     """As many episodes, for one seed. `key` is the seed's, wherever it begins. Returns (state, metrics)."""
-    keys = jax.vmap(partial(jax.random.fold_in, key))(1 + state.step + jnp.arange(count))
-    return jax.lax.scan(lambda state, key: outer_step(key, state, game, config), state, keys)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(
+        1 + state.step + jnp.arange(count)
+    )
+    return jax.lax.scan(
+        lambda state, key: outer_step(key, state, game, config), state, keys
+    )
 
 
 def train(key: jax.Array, game: Game, config: Config):
     """Train agents: (parameters, metrics of all episodes). Jit it with game and config static, map it over keys."""
-    state, metrics = train_steps(key, train_init(key, game, config), game, config, config.outer_steps)
+    state, metrics = train_steps(
+        key, train_init(key, game, config), game, config, config.outer_steps
+    )
     return state.params, metrics
 
 
-def evaluate(key: jax.Array, params: list[Agent], game: Game, config: Config) -> dict[str, jax.Array]:
+def evaluate(
+    key: jax.Array, params: list[Agent], game: Game, config: Config
+) -> dict[str, jax.Array]:
     """Evaluate agents from policies that `key` draws, as others are, and in the meta-game. Arrays (1, ...).
 
     A step is the jump to what was drawn. `episode_returns`, (1, pair, T, 2), are those beside the
@@ -278,7 +340,9 @@ def evaluate(key: jax.Array, params: list[Agent], game: Game, config: Config) ->
 
     def step(x, key):
         keys = jax.random.split(key)  # one for each seat
-        return jnp.stack([act(key, params, game, x, seat)[1] for seat, key in enumerate(keys)])
+        return jnp.stack(
+            [act(key, params, game, x, seat)[1] for seat, key in enumerate(keys)]
+        )
 
     opponent_step = lambda x: x + config.lr * opponent_gradient(game, x, config)
     results = evaluate_game(
@@ -291,9 +355,13 @@ def evaluate(key: jax.Array, params: list[Agent], game: Game, config: Config) ->
         opponent_step=opponent_step if config.opponent == "lola" else None,
         draws=True,
     )
-    keys = jax.random.split(jax.random.fold_in(key, config.eval_pairs + 1), config.eval_pairs)
+    keys = jax.random.split(
+        jax.random.fold_in(key, config.eval_pairs + 1), config.eval_pairs
+    )
     for seat in range(2 - game.symmetric):
-        episode = partial(meta_episode, agents=params, game=game, config=config, seat=seat)
+        episode = partial(
+            meta_episode, agents=params, game=game, config=config, seat=seat
+        )
         results["episode_returns" + "_2" * seat] = jax.vmap(episode)(keys)[-1]
     return jax.tree.map(lambda leaf: leaf[None], results)
 
@@ -301,75 +369,141 @@ def evaluate(key: jax.Array, params: list[Agent], game: Game, config: Config) ->
 def flatten(prefix: str, tree) -> dict[str, np.ndarray]:
     """The leaves of a pytree by name, `prefix/path/to/leaf`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}": leaf for path, leaf in leaves}
+    return {
+        f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}": leaf
+        for path, leaf in leaves
+    }
 
 
 def load_checkpoint(path, saved, length: int, config, args):
     """State and curves of a checkpoint, like these, if it is whole, of these settings, and of chunks of this length."""
-    settings = json.loads(json.dumps(dataclasses.asdict(config)))  # tuples as JSON's lists
+    settings = json.loads(
+        json.dumps(dataclasses.asdict(config))
+    )  # tuples as JSON's lists
     try:
         arrays = dict(np.load(path, allow_pickle=False))
         had = json.loads(str(arrays["config"]))
-        loaded = jax.tree.unflatten(jax.tree.structure(saved), map(arrays.get, flatten("saved", saved)))
+        loaded = jax.tree.unflatten(
+            jax.tree.structure(saved), map(arrays.get, flatten("saved", saved))
+        )
         chex.assert_trees_all_equal_shapes_and_dtypes(loaded, saved)
         chex.assert_tree_all_finite(loaded)
-        assert {*loaded[0].step} <= {*range(0, config.outer_steps + 1, length)} and np.ptp(loaded[0].step) == 0
-        assert all(had[name] == settings[name] for name in settings if not name.startswith("eval_"))
+        assert {*loaded[0].step} <= {
+            *range(0, config.outer_steps + 1, length)
+        } and np.ptp(loaded[0].step) == 0
+        assert all(
+            had[name] == settings[name]
+            for name in settings
+            if not name.startswith("eval_")
+        )
     except Exception:  # whatever is raised on a damaged file
-        args.refuse(f"argument --resume: takes a whole checkpoint of these settings, not {path}")
+        args.refuse(
+            f"argument --resume: takes a whole checkpoint of these settings, not {path}"
+        )
     return loaded
 
 
 def main(argv=None):
-    resume = dict(action="store_true", help="go on from the checkpoint, if there is one")
+    resume = dict(
+        action="store_true", help="go on from the checkpoint, if there is one"
+    )
     config, game, args = parse(argv, resume=resume)
     make_output_folders(args)
     described = print_settings(config)
     seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
-    length = max(length for length in range(1, 11) if config.outer_steps % length == 0)  # of a chunk, all alike
-    keys, eval_keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)), out_axes=1)(seeds)
+    length = max(
+        length for length in range(1, 11) if config.outer_steps % length == 0
+    )  # of a chunk, all alike
+    keys, eval_keys = jax.vmap(
+        lambda seed: jax.random.split(jax.random.key(seed)), out_axes=1
+    )(seeds)
 
     def over_seeds(function, *args):  # in turn: the starts of one seed fill a device
-        return jax.jit(lambda *args: jax.lax.map(lambda one: function(*one), args)).lower(*args).compile()
+        return (
+            jax.jit(lambda *args: jax.lax.map(lambda one: function(*one), args))
+            .lower(*args)
+            .compile()
+        )
 
     path, begin = args.results.with_suffix(".checkpoint.npz"), time.perf_counter()
     state = jax.vmap(lambda key: train_init(key, game, config))(keys)
-    chunk = over_seeds(lambda key, state: train_steps(key, state, game, config, length), keys, state)
+    chunk = over_seeds(
+        lambda key, state: train_steps(key, state, game, config, length), keys, state
+    )
     curves = jax.eval_shape(jax.vmap(lambda key: train(key, game, config)[1]), keys)
-    curves = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), curves)  # filled chunk by chunk
+    curves = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), curves
+    )  # filled chunk by chunk
     if args.resume and path.exists():
         state, curves = load_checkpoint(path, (state, curves), length, config, args)
 
     def save():
-        write_file(path, partial(np.savez_compressed, config=described, **flatten("saved", (state, curves))))
+        write_file(
+            path,
+            partial(
+                np.savez_compressed,
+                config=described,
+                **flatten("saved", (state, curves)),
+            ),
+        )
 
     save()
-    print(f"compiled in {time.perf_counter() - begin:.1f} s; checkpoints in {path}, for --resume", flush=True)
+    print(
+        f"compiled in {time.perf_counter() - begin:.1f} s; checkpoints in {path}, for --resume",
+        flush=True,
+    )
     first, begin = int(state.step[0]), time.perf_counter()
     for done in range(first + length, config.outer_steps + 1, length):
         state, metrics = jax.device_get(chunk(keys, state))
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, metrics))):
-            sys.exit(f"{NAME}.py: training diverged between episodes {done - length} and {done}; {path} is from before")
+        if not all(
+            np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, metrics))
+        ):
+            sys.exit(
+                f"{NAME}.py: training diverged between episodes {done - length} and {done}; {path} is from before"
+            )
         for name, curve in curves.items():
             curve[:, done - length : done] = metrics[name]
         save()
         rate = (done - first) / (time.perf_counter() - begin)
-        returns = metrics["mean_return"][:, -1, 0].mean(0)  # of the agent that is player 1
-        speed = f"{rate:.3g} episodes/s  {(config.outer_steps - done) / rate:.0f} s left"
-        print(f"{done:6d} / {config.outer_steps}  returns {returns[0]:.4g} : {returns[1]:.4g}  {speed}", flush=True)
-    final = over_seeds(lambda key, params: evaluate(key, params, game, config), eval_keys, state.params)
-    results = {name: np.swapaxes(array, 0, 1) for name, array in final(eval_keys, state.params).items()}
+        returns = metrics["mean_return"][:, -1, 0].mean(
+            0
+        )  # of the agent that is player 1
+        speed = (
+            f"{rate:.3g} episodes/s  {(config.outer_steps - done) / rate:.0f} s left"
+        )
+        print(
+            f"{done:6d} / {config.outer_steps}  returns {returns[0]:.4g} : {returns[1]:.4g}  {speed}",
+            flush=True,
+        )
+    final = over_seeds(
+        lambda key, params: evaluate(key, params, game, config), eval_keys, state.params
+    )
+    results = {
+        name: np.swapaxes(array, 0, 1)
+        for name, array in final(eval_keys, state.params).items()
+    }
     results |= curves | flatten("params", state.params)
 
     def draw_curves(figure):
-        shown = {"episodes": curves["mean_return"][:, :, 0], "meta-steps": results["episode_returns"][0].mean(1)}
-        for axis, (label, returns) in zip(figure.subplots(1, 2), shown.items()):  # (seed, step, 2), of player 1
-            axis.plot(returns[..., 0].T, color="tab:pink", linewidth=0.6)  # a line for each seed
+        shown = {
+            "episodes": curves["mean_return"][:, :, 0],
+            "meta-steps": results["episode_returns"][0].mean(1),
+        }
+        for axis, (label, returns) in zip(
+            figure.subplots(1, 2), shown.items()
+        ):  # (seed, step, 2), of player 1
+            axis.plot(
+                returns[..., 0].T, color="tab:pink", linewidth=0.6
+            )  # a line for each seed
             axis.plot(returns[..., 1].T, ":", color="black", linewidth=0.6)
             axis.set(xlabel=f"{label} (dotted: the other)", ylabel="mean return")
 
     for name in ("episode_returns", "episode_returns_2")[: 2 - game.symmetric]:
-        print(f"{name} beside {config.opponent}: {{:.3f}} : {{:.3f}}".format(*results[name].mean((0, 1, 2, 3))))
+        print(
+            f"{name} beside {config.opponent}: {{:.3f}} : {{:.3f}}".format(
+                *results[name].mean((0, 1, 2, 3))
+            )
+        )
     report(
         config.name,
         game,
@@ -386,14 +520,31 @@ def main(argv=None):
 # --- shared: command line of scripts that train ---
 def check(config):
     """Raise ValueError where a field is out of the range in its type: flag, what it takes. Lists become tuples."""
-    for name, hint in list(get_type_hints(Config, include_extras=True).items())[1:]:  # all but the game
+    for name, hint in list(get_type_hints(Config, include_extras=True).items())[
+        1:
+    ]:  # all but the game
         value, takes = getattr(config, name), hint.__metadata__
         if get_origin(hint.__origin__) is tuple:
-            object.__setattr__(config, name, value := tuple(np.ravel(value).tolist()))  # jit hashes static arguments
-        each = [one for one in np.ravel(value) if one is not None or getattr(Config, name) is not None]
-        if not all(one in takes if isinstance(one, str) else takes[0] <= one <= takes[1] for one in each):
-            words = " or ".join(takes) if isinstance(takes[0], str) else "numbers from {:g} to {:.10g}".format(*takes)
-            raise ValueError(f"{name.replace('_', '-')}: takes {words}, not {' '.join(map(str, each))}")
+            object.__setattr__(
+                config, name, value := tuple(np.ravel(value).tolist())
+            )  # jit hashes static arguments
+        each = [
+            one
+            for one in np.ravel(value)
+            if one is not None or getattr(Config, name) is not None
+        ]
+        if not all(
+            one in takes if isinstance(one, str) else takes[0] <= one <= takes[1]
+            for one in each
+        ):
+            words = (
+                " or ".join(takes)
+                if isinstance(takes[0], str)
+                else "numbers from {:g} to {:.10g}".format(*takes)
+            )
+            raise ValueError(
+                f"{name.replace('_', '-')}: takes {words}, not {' '.join(map(str, each))}"
+            )
 
 
 def game_name(text: str) -> str:
@@ -407,15 +558,34 @@ def game_name(text: str) -> str:
 def parse(argv, **switches):
     """The command line, a flag for each field of Config and for `switches`: (config, game, arguments)."""
     # argparse takes -1e6 for a flag, but not with a space before it.
-    argv = [re.sub(r"^-(?=[\d.])", " -", word) for word in (sys.argv[1:] if argv is None else argv)]
-    layout = dict(usage=SUPPRESS, formatter_class=RawDescriptionHelpFormatter, add_help=False, allow_abbrev=False)
+    argv = [
+        re.sub(r"^-(?=[\d.])", " -", word)
+        for word in (sys.argv[1:] if argv is None else argv)
+    ]
+    layout = dict(
+        usage=SUPPRESS,
+        formatter_class=RawDescriptionHelpFormatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
     parser = ArgumentParser(f"{NAME}.py", description=__doc__, **layout)
     shown = f"the game: {', '.join(sorted(GAMES))}; or a variant of it: {VARIANTS_HELP} (default: ipd)"
     parser.add_argument("--game", default="ipd", type=game_name, help=shown)
-    parser.add_argument("--quick", action="store_true", help="a small run that shows the phenomenon in minutes")
-    known = parser.parse_known_args(argv)[0]  # --help shows the defaults that go with these two
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a small run that shows the phenomenon in minutes",
+    )
+    known = parser.parse_known_args(argv)[
+        0
+    ]  # --help shows the defaults that go with these two
     parser.add_argument("-h", "--help", action="help", help="show this and exit")
-    parser.add_argument("--out", type=pathlib.Path, default=".", help="where results/ and figures/ go (default: .)")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=".",
+        help="where results/ and figures/ go (default: .)",
+    )
     for name, settings in switches.items():
         parser.add_argument(f"--{name}", **settings)
     try:
@@ -423,19 +593,36 @@ def parse(argv, **switches):
     except ValueError as error:
         parser.error(f"argument --{error}")
     hints = get_type_hints(Config, include_extras=True)
-    for name, comment in re.findall(r"^    (\w+): .*  # (.*)$", inspect.getsource(Config), re.MULTILINE)[1:]:
+    for name, comment in re.findall(
+        r"^    (\w+): .*  # (.*)$", inspect.getsource(Config), re.MULTILINE
+    )[1:]:
         value, takes = getattr(defaults, name), hints[name].__metadata__
-        settings = dict(type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None)
-        settings = {bool: dict(action=BooleanOptionalAction), str: dict(choices=takes)}.get(type(takes[0]), settings)
+        settings = dict(
+            type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None
+        )
+        settings = {
+            bool: dict(action=BooleanOptionalAction),
+            str: dict(choices=takes),
+        }.get(type(takes[0]), settings)
         shown = f"{comment} (default: {' '.join(map(str, np.ravel(value))) or None})"
-        parser.add_argument(f"--{name.replace('_', '-')}", default=SUPPRESS, help=shown, **settings)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", default=SUPPRESS, help=shown, **settings
+        )
     args = parser.parse_args(argv)
     args.refuse = parser.error
     try:
-        config = make_config(**{name: value for name, value in vars(args).items() if name in (*hints, "quick")})
+        config = make_config(
+            **{
+                name: value
+                for name, value in vars(args).items()
+                if name in (*hints, "quick")
+            }
+        )
     except ValueError as error:
         parser.error(f"argument --{error}")
-    args.results = args.out / f"results/{getattr(config, 'name', NAME)}_{config.game}.npz"
+    args.results = (
+        args.out / f"results/{getattr(config, 'name', NAME)}_{config.game}.npz"
+    )
     return config, find_game(config.game), args
 
 
