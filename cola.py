@@ -75,45 +75,26 @@ Step = Annotated[float, 0.0, 1e30]
 Switch = Annotated[bool, False, True]
 
 
+# fmt: off
 @dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of a run, and so all flags, for the IPD; `make_config` has those for other games."""
 
     game: str = "ipd"  # the game, or a variant of it
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
-    num_seeds: Annotated[int, 1, 1000] = (
-        1  # number of seeds, each a model of its own: seed, seed + 1, ...
-    )
+    num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each a model of its own: seed, seed + 1, ...
     lr: Step = 2.0  # step size of the policies, the paper's alpha in Eq. 1
     hidden: Count = 64  # width of the model (App. D)
-    blocks: Annotated[int, 1, 1000] = (
-        2  # residual blocks in each of the model's two MLPs (App. D, E)
-    )
+    blocks: Annotated[int, 1, 1000] = 2  # residual blocks in each of the model's two MLPs (App. D, E)
     layer_norm: Switch = True  # layer normalisation in the model (App. D)
-    last_activation: Annotated[str, "gelu", "tanh"] = (
-        "gelu"  # the model's last nonlinearity (App. D)
-    )
-    share_params: Switch = (
-        True  # one parameter set for both players, theta_1 = theta_2 (App. D)
-    )
-    alpha_max: Annotated[float, 1e-30, 1e30] = (
-        10.0  # train for alpha ~ U[0, alpha_max] (App. D), and evaluate there
-    )
+    last_activation: Annotated[str, "gelu", "tanh"] = "gelu"  # the model's last nonlinearity (App. D)
+    share_params: Switch = True  # one parameter set for both players, theta_1 = theta_2 (App. D)
+    alpha_max: Annotated[float, 1e-30, 1e30] = 10.0  # train for alpha ~ U[0, alpha_max] (App. D), and evaluate there
     outer_steps: Count = 10000  # steps of training, best a multiple of 500
     batch_size: Count = 128  # joint policies in a step
-    semi_gradient: Switch = (
-        False  # hold the right side of the equation constant (the paper does not say)
-    )
-    model_lr: Step = (
-        1e-2  # first learning rate of the model; it decays to 0 by a cosine
-    )
-    eval_alphas: Annotated[tuple[float, ...], 0.0, 1e30] = (
-        0.0,
-        1.0,
-        2.0,
-        5.0,
-        10.0,
-    )  # look-ahead steps (Fig. 2)
+    semi_gradient: Switch = False  # hold the right side of the equation constant (the paper does not say)
+    model_lr: Step = 1e-2  # first learning rate of the model; it decays to 0 by a cosine
+    eval_alphas: Annotated[tuple[float, ...], 0.0, 1e30] = (0.0, 1.0, 2.0, 5.0, 10.0)  # look-ahead steps (Fig. 2)
     eval_pairs: Count = 256  # policy pairs for each alpha and seed (Sec. 5.2)
     eval_steps: Count = 500  # steps that they are followed for
 
@@ -121,9 +102,8 @@ class Config:
         check(self)
         if max(self.eval_alphas) > self.alpha_max:
             most = max(self.eval_alphas)
-            raise ValueError(
-                f"eval-alphas: takes numbers up to --alpha-max {self.alpha_max}, not {most}"
-            )
+            raise ValueError(f"eval-alphas: takes numbers up to --alpha-max {self.alpha_max}, not {most}")
+# fmt: on
 
 
 PLANAR = dict(blocks=1, model_lr=3e-3, eval_pairs=32, eval_steps=200)

@@ -1246,7 +1246,7 @@ def describe_returns(returns: np.ndarray) -> str:
 def print_table(game: Game, results: dict, symbol: str):
     """Returns of all plays by setting, and where the points of a planar game end."""
     seeds, pairs = results["self_play"].shape[1:3]
-    over = f"{seeds} seeds" if seeds > 1 else f"pairs of policies ({pairs})"
+    over = f"{seeds} seeds" if seeds > 1 else f"{pairs} pairs of policies"
     print(f"Mean returns, agent : other, +- standard error over {over}")
     for player in (1,) if game.symmetric else (1, 2):
         plays = plays_of(results, player)

@@ -58,18 +58,15 @@ NAME = "maml"  # of the files
 Count = Annotated[int, 1, 2**31 - 1]  # the least and the greatest value of a setting
 
 
+# fmt: off
 @dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of a run, and so all flags, for the IPD; `make_config` has those for other games."""
 
     game: str = "ipd"  # the game, or a variant of it
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
-    num_seeds: Annotated[int, 1, 1000] = (
-        1  # number of seeds, each with policies of its own: seed, seed + 1, ...
-    )
-    lr: Annotated[float, 1e-30, 1e30] = (
-        2.0  # step size of the opponents (alpha in Eq. 1), and at first of the agents
-    )
+    num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each with policies of its own: seed, seed + 1, ...
+    lr: Annotated[float, 1e-30, 1e30] = 2.0  # step size of the opponents (alpha in Eq. 1), and at first of the agents
     outer_steps: Count = 1000  # steps of Adam, best a multiple of 25
     batch_size: Count = 64  # opponents in each of them
     rollout_length: Count = 300  # joint naive steps T
@@ -79,6 +76,7 @@ class Config:
 
     def __post_init__(self):
         check(self)
+# fmt: on
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:

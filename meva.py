@@ -79,6 +79,7 @@ Gammas = Annotated[tuple[float, ...], 0.0, 0.9999999]
 Switch = Annotated[bool, False, True]
 
 
+# fmt: off
 @dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of a run, and so all flags, those of App. E for the IPD; `make_config` has those for other games."""
@@ -87,81 +88,40 @@ class Config:
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
     num_seeds: Few = 1  # number of seeds, each a model of its own: seed, seed + 1, ...
     lr: Step = 2.0  # step size of the policies, the paper's alpha (Eq. 6)
-    opponent: Annotated[str, "self", "naive", "lola"] = (
-        "self"  # the other in training: MeVa as well, or this learner
-    )
+    opponent: Annotated[str, "self", "naive", "lola"] = "self"  # the other in training: MeVa as well, or this learner
     alpha: Step = 10.0  # look-ahead step of --opponent lola (Eq. 2)
-    variant: Annotated[str, "exact", "taylor-stop"] = (
-        "exact"  # form of --opponent lola, as in lola.py (App. B)
-    )
-    form: Annotated[str, "V", "U"] = (
-        "U"  # the meta-value V (Eq. 5) or the correction U (Sec. 4.1)
-    )
+    variant: Annotated[str, "exact", "taylor-stop"] = "exact"  # form of --opponent lola, as in lola.py (App. B)
+    form: Annotated[str, "V", "U"] = "U"  # the meta-value V (Eq. 5) or the correction U (Sec. 4.1)
     normalized_step: Switch = False  # form U: follow (1 - gamma) grad f + gamma grad U, as f and U are normalised
     hidden: Count = 64  # width of the model (App. D)
-    blocks: Annotated[int, 0, 1000] = (
-        2  # residual blocks in each of the model's two MLPs (App. D, E)
-    )
+    blocks: Annotated[int, 0, 1000] = 2  # residual blocks in each of the model's two MLPs (App. D, E)
     quantiles: Few = 32  # quantiles M of the meta-value; 1 is regression with half the Huber loss (Sec. 4)
     layer_norm: Switch = True  # layer normalisation in the model (App. D); off on planar games, see README
-    last_activation: Annotated[str, "tanh", "gelu"] = (
-        "tanh"  # the model's last nonlinearity (App. E; see README)
-    )
+    last_activation: Annotated[str, "tanh", "gelu"] = "tanh"  # the model's last nonlinearity (App. E; see README)
     share_params: Switch = True  # one parameter set for both players, theta_1 = theta_2 (App. D); if not, for each seat
-    outer_steps: Count = (
-        2000  # outer loops of Algorithm 1, best a multiple of 25, as chunks are
-    )
-    batch_size: Count = (
-        128  # trajectories in an outer loop; 4 with --quick and a --game of episodes
-    )
+    outer_steps: Count = 2000  # outer loops of Algorithm 1, best a multiple of 25, as chunks are
+    batch_size: Count = 128  # trajectories in an outer loop; 4 with --quick and a --game of episodes
     rollout_length: Count = 100  # length T of an exploration trajectory (Algorithm 1)
-    stride: Count = (
-        10  # length k of an on-policy stretch (Algorithm 1); it must divide T
-    )
+    stride: Count = 10  # length k of an on-policy stretch (Algorithm 1); it must divide T
     explore: Switch = True  # stretches start on exploration trajectories (Algorithm 1); if not, as in Sec. 3.3
     flip_prob: Share = 1 / 16  # probability of a sign flip in exploration (Sec. 4.3)
-    fixed_gamma: Annotated[float | None, 0.0, 0.9999999] = (
-        None  # train for this alone, not Beta(1/2, 1/2) (Sec. 4.2)
-    )
-    bootstrap: Share = (
-        0.9  # bootstrapping rate lambda of the TD targets; 0 is TD(0) (Sec. 4)
-    )
-    target_inertia: Gamma = (
-        0.99  # inertia rho of the target network; 0: no target network (Sec. 4)
-    )
-    semi_gradient: Switch = (
-        True  # hold the TD target constant; if not, Eq. 7 is minimised by both sides
-    )
+    fixed_gamma: Annotated[float | None, 0.0, 0.9999999] = None  # train for this alone, not Beta(1/2, 1/2) (Sec. 4.2)
+    bootstrap: Share = 0.9  # bootstrapping rate lambda of the TD targets; 0 is TD(0) (Sec. 4)
+    target_inertia: Gamma = 0.99  # inertia rho of the target network; 0: no target network (Sec. 4)
+    semi_gradient: Switch = True  # hold the TD target constant; if not, Eq. 7 is minimised by both sides
     model_lr: Step = 1e-4  # learning rate eta of the model (Algorithm 1)
-    adam_b2: Gamma = (
-        0.99  # Adam's decay of the second moment (the authors' code, not in the paper)
-    )
+    adam_b2: Gamma = 0.99  # Adam's decay of the second moment (the authors' code, not in the paper)
     weight_decay: Step = 1e-2  # weight decay of AdamW (App. E)
-    eval_gammas: Gammas = (
-        0.0,
-        0.25,
-        0.5,
-        0.7,
-        0.8,
-        0.9,
-        0.95,
-        0.99,
-        0.995,
-        0.999,
-    )  # meta-discounts (Figs. 2, 3a)
+    eval_gammas: Gammas = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999)  # meta-discounts (Figs. 2, 3a)
     eval_pairs: Count = 256  # policy pairs for each gamma and seed (Sec. 5.2)
     eval_steps: Count = 500  # steps that they are followed for
 
     def __post_init__(self):
         check(self)
         if self.rollout_length % self.stride:
-            raise ValueError(
-                f"stride: takes a divisor of --rollout-length {self.rollout_length}, not {self.stride}"
-            )
+            raise ValueError(f"stride: takes a divisor of --rollout-length {self.rollout_length}, not {self.stride}")
         if self.target_inertia and not self.semi_gradient:
-            raise ValueError(
-                "no-semi-gradient: takes --target-inertia 0, no target network, beside it"
-            )
+            raise ValueError("no-semi-gradient: takes --target-inertia 0, no target network, beside it")
 
     @property
     def name(self) -> str:
@@ -172,6 +132,7 @@ class Config:
     def players(self) -> slice:
         """Whose meta-values are learned: both players', or with an opponent player 1's."""
         return slice(2 if self.opponent == "self" else 1)
+# fmt: on
 
 
 PLANAR = dict(

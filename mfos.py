@@ -65,33 +65,24 @@ Step = Annotated[float, 0.0, 1e30]
 Share = Annotated[float, 0.0, 1.0]
 
 
+# fmt: off
 @dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of a run, and so all flags, the authors' for the IPD, but for half of their number of episodes."""
 
     game: str = "ipd"  # the game, or a variant of it
     seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
-    num_seeds: Annotated[int, 1, 1000] = (
-        1  # number of seeds, each with agents of its own: seed, seed + 1, ...
-    )
-    opponent: Annotated[str, "naive", "lola", "self"] = (
-        "naive"  # the other in training: a learner, or M-FOS as well
-    )
+    num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each with agents of its own: seed, seed + 1, ...
+    opponent: Annotated[str, "naive", "lola", "self"] = "naive"  # the other in training: a learner, or M-FOS as well
     lr: Annotated[float, 1e-30, 1e30] = 25.0  # step size of learners
-    alpha: Step = (
-        25.0  # look-ahead step of --opponent lola; the default does not depend on --lr
-    )
-    outer_steps: Count = (
-        500  # meta-episodes, best a multiple of 10; PPO's update follows each
-    )
+    alpha: Step = 25.0  # look-ahead step of --opponent lola; the default does not depend on --lr
+    outer_steps: Count = 500  # meta-episodes, best a multiple of 10; PPO's update follows each
     batch_size: Count = 4096  # of them at once, each from a random pair of policies
     rollout_length: Count = 100  # meta-steps T in each of them
     gamma: Share = 0.99  # meta-discount
     hidden: Count = 256  # width of the networks
     model_lr: Step = 2e-3  # learning rate of Adam
-    epochs: Annotated[int, 1, 1000] = (
-        4  # steps of Adam in an update, each on the whole batch
-    )
+    epochs: Annotated[int, 1, 1000] = 4  # steps of Adam in an update, each on the whole batch
     clip: Share = 0.2  # epsilon of PPO (its Eq. 7)
     value_weight: Step = 0.5  # c_1 of PPO (its Eq. 9)
     entropy_weight: Step = 0.01  # c_2 of PPO (its Eq. 9)
@@ -105,6 +96,7 @@ class Config:
     def name(self) -> str:
         """What files are named after, with the opponent if it is not naive."""
         return NAME if self.opponent == "naive" else f"{NAME}-{self.opponent}"
+# fmt: on
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
