@@ -6,19 +6,20 @@ its opponent, and differentiates through it:
 
     d/dx_1 f_1(x_1, x_2 + alpha d/dx_2 f_2(x_1, x_2))
 
-and player 2 likewise. The paper's Fig. 3b and Fig. 2, 15 seconds and 5 on two cores:
+and player 2 likewise.
 
-    python lola.py --game ipd
-    python lola.py --game logistic
+    python lola.py --game ipd          the paper's Fig. 3b, 15 seconds on two cores
+    python lola.py --game logistic     LOLA in the paper's Fig. 2, 5 seconds
 
-On the IPD both defect at alpha = 0 (a return of -2 each); around alpha = 10 they
-cooperate (-1.2, where all-C gets -1), by policies that a best response cannot exploit;
-beyond it returns fall again. On the Logistic Game half of the grid ends at B, the
-better solution, at alpha = 0, and at best .605 of it, at alpha = 20.
+On the IPD both players defect at alpha = 0, a return of -2 each. Around alpha = 10 they
+cooperate, and get -1.2; two players who always cooperate get -1. A best response cannot
+exploit them there. With a larger alpha returns fall again. On the Logistic Game
+half of all starting points lead to B, the better of two solutions, at alpha = 0. At
+alpha = 20 it is a share of .605, and that is the most.
 
-Returns are normalised here: on the IPD an alpha of 25 is a step of 1 in code that does
-not multiply returns by 1 - discount. A run prints a table and writes
-results/lola_GAME.npz and figures/lola_GAME.png.
+Returns of iterated games are multiplied by 1 - discount here, which is .04 on the IPD.
+In code without this factor an alpha of 1 is what 25 is here. A run prints a table and
+writes results/lola_GAME.npz and figures/lola_GAME.png.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def check_ranges(config):
         if low is not None and not all(low <= number <= high for number in numbers):
             name = field.name.replace("_", "-")
             given = " ".join(str(number) for number in numbers)
-            raise ValueError(f"--{name} takes {low:g} to {high:g}, not {given}")
+            raise ValueError(f"--{name} takes {low} to {high}, not {given}")
 
 
 # --- end shared -----------------------------------------------------------------------
@@ -69,23 +70,23 @@ def check_ranges(config):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of a run; those of other games than the IPD are in `make_config`."""
+    """Settings of a run, those of the IPD; `make_config` knows other games'."""
 
     game: str = flag(
         "ipd", "the game, or a variant of it such as ipd+mlp: see games.py"
     )
     seed: int = flag(0, "first random seed", 0, 2**31 - 1)
     num_seeds: int = flag(1, "number of seeds: seed, seed + 1, ...", 1, 1000)
-    lr: float = flag(2.0, "step size of the policies (alpha in Eq. 1)", 0, 1e30)
+    lr: float = flag(2.0, "step size of the policies", 0, 1e30)
     alphas: tuple = flag(
-        GAMES["ipd"].alphas, "look-ahead steps", 0, 1e30, type=float, nargs="+"
+        GAMES["ipd"].alphas, "look-ahead step sizes", 0, 1e30, type=float, nargs="+"
     )
     variant: str = flag(
         "exact",
         "form of the surrogate",
         choices=["exact", "lookahead", "taylor", "taylor-stop"],
     )
-    lookahead: int = flag(1, "imagined steps of the opponent", 1, 20)
+    lookahead: int = flag(1, "how many steps of the opponent are imagined", 1, 20)
     eval_pairs: int = flag(256, "policy pairs for each alpha and seed", 1, 100_000)
     eval_steps: int = flag(500, "steps that policies are followed for", 1, 1_000_000)
 
@@ -94,7 +95,7 @@ class Config:
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
-    """The paper's settings for a game, with changes. ValueError if they are no good."""
+    """The paper's settings for a game, with changes. ValueError if out of range."""
     played = find_game(game)
     settings = {"game": played.name, "lr": played.lr, "alphas": played.alphas}
     if played.planar:
@@ -142,6 +143,7 @@ def taylor_stop(f_own, own, other, step):
     return f_own(own, other) + (jax.lax.stop_gradient(slope) * step).sum()
 
 
+# A surrogate of your own goes here, and its name to the choices in `Config`.
 SURROGATES = {
     "exact": exact,
     "lookahead": lookahead_only,
@@ -156,7 +158,7 @@ def payoff_1(f):
 
 
 def payoff_2(f):
-    """Player 2's return, of its own and the other's parameters."""
+    """Player 2's return, of its own and the other's parameters, which is row 0 of x."""
     return lambda own, other: f(jnp.stack([other, own]))[1]
 
 
@@ -172,13 +174,13 @@ def lola_gradient(
         naive gradient.
       variant: a key of `SURROGATES`; ValueError if it is none.
       f_ahead: what the opponent is imagined to ascend, f itself if None. Where f is an
-        estimate, a second, independent one: Taylor forms are then unbiased. The others
-        are biased by the variance of the step, as f is not linear.
+        estimate, a second, independent one: with one imagined step, `taylor` and
+        `taylor-stop` are then unbiased. The others are biased, as f is not linear.
       lookahead: how many steps of the opponent are imagined.
 
     Returns:
       (2, n), in units of return per unit of policy parameter. Row i is the derivative
-      of player i's surrogate by x_i.
+      of player i's surrogate with respect to x_i.
     """
     x = jnp.asarray(x)
     chex.assert_shape(x, (2, None))

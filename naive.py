@@ -53,7 +53,7 @@ def check_ranges(config):
         if low is not None and not all(low <= number <= high for number in numbers):
             name = field.name.replace("_", "-")
             given = " ".join(str(number) for number in numbers)
-            raise ValueError(f"--{name} takes {low:g} to {high:g}, not {given}")
+            raise ValueError(f"--{name} takes {low} to {high}, not {given}")
 
 
 # --- end shared -----------------------------------------------------------------------
@@ -61,14 +61,14 @@ def check_ranges(config):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of a run; those of other games than the IPD are in `make_config`."""
+    """Settings of a run, those of the IPD; `make_config` knows other games'."""
 
     game: str = flag(
         "ipd", "the game, or a variant of it such as ipd+mlp: see games.py"
     )
     seed: int = flag(0, "first random seed", 0, 2**31 - 1)
     num_seeds: int = flag(1, "number of seeds: seed, seed + 1, ...", 1, 1000)
-    lr: float = flag(2.0, "step size of the policies (alpha in Eq. 1)", 0, 1e30)
+    lr: float = flag(2.0, "step size of the policies", 0, 1e30)
     eval_pairs: int = flag(256, "policy pairs for each seed", 1, 100_000)
     eval_steps: int = flag(500, "steps that policies are followed for", 1, 1_000_000)
 
@@ -77,7 +77,7 @@ class Config:
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
-    """The paper's settings for a game, with changes. ValueError if they are no good."""
+    """The paper's settings for a game, with changes. ValueError if out of range."""
     played = find_game(game)
     settings = {"game": played.name, "lr": played.lr}
     if played.planar:

@@ -66,7 +66,7 @@ def check_ranges(config):
         if low is not None and not all(low <= number <= high for number in numbers):
             name = field.name.replace("_", "-")
             given = " ".join(str(number) for number in numbers)
-            raise ValueError(f"--{name} takes {low:g} to {high:g}, not {given}")
+            raise ValueError(f"--{name} takes {low} to {high}, not {given}")
 
 
 # --- end shared -----------------------------------------------------------------------
@@ -74,7 +74,7 @@ def check_ranges(config):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of a run; those of other games than the IPD are in `make_config`."""
+    """Settings of a run, those of the IPD; `make_config` knows other games'."""
 
     game: str = flag(
         "ipd", "the game, or a variant of it such as ipd+mlp: see games.py"
@@ -98,7 +98,7 @@ class Config:
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
-    """The settings for a game, with changes. ValueError if they are no good."""
+    """The settings for a game, with changes. ValueError if one is out of range."""
     played = find_game(game)
     if played.sample is not None:
         raise ValueError(f"pola.py needs exact returns, not those of {played.name}")

@@ -66,7 +66,7 @@ def check_ranges(config):
         if low is not None and not all(low <= number <= high for number in numbers):
             name = field.name.replace("_", "-")
             given = " ".join(str(number) for number in numbers)
-            raise ValueError(f"--{name} takes {low:g} to {high:g}, not {given}")
+            raise ValueError(f"--{name} takes {low} to {high}, not {given}")
 
 
 # --- end shared -----------------------------------------------------------------------
@@ -74,16 +74,16 @@ def check_ranges(config):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of a run; those of other games than the IPD are in `make_config`."""
+    """Settings of a run, those of the IPD; `make_config` knows other games'."""
 
     game: str = flag(
         "ipd", "the game, or a variant of it such as ipd+mlp: see games.py"
     )
     seed: int = flag(0, "first random seed", 0, 2**31 - 1)
     num_seeds: int = flag(1, "number of seeds: seed, seed + 1, ...", 1, 1000)
-    lr: float = flag(2.0, "step size of the policies (alpha in Eq. 1)", 0, 1e30)
+    lr: float = flag(2.0, "step size of the policies", 0, 1e30)
     alphas: tuple = flag(
-        GAMES["ipd"].alphas, "look-ahead steps", 0, 1e30, type=float, nargs="+"
+        GAMES["ipd"].alphas, "look-ahead step sizes", 0, 1e30, type=float, nargs="+"
     )
     variant: str = flag(
         "sos",
@@ -106,7 +106,7 @@ class Config:
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
-    """The paper's settings for a game, with changes. ValueError if they are no good."""
+    """The paper's settings for a game, with changes. ValueError if out of range."""
     played = find_game(game)
     if played.sample is not None:
         raise ValueError(f"sos.py needs exact returns, not those of {played.name}")
