@@ -1532,6 +1532,7 @@ def test_what_policies_are_apart_by():
     )
 
 
+@slow
 def test_how_tit_for_tat_is_searched_for(tmp_path, capsys):
     """Each with its own settings, for each factor: a step by hand. And the command, which writes what is read again."""
     for algorithm in ("pola", "lola"):
@@ -2183,6 +2184,7 @@ def test_gammas_and_policies_follow_their_distributions(monkeypatch):
         )
 
 
+@slow
 def test_an_update_is_the_same_whether_its_batch_is_taken_in_groups(monkeypatch):
     game, config = (
         GAMES["ipd"],
@@ -2809,17 +2811,14 @@ def assert_same_arrays(one, two):
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
-QUICK_RUNS = [("naive", game) for game in KINDS] + [
-    ("lola", game) for game in KINDS[:2]
+# All scripts play, write and draw by games.py: one of them is enough on most games.
+QUICK_RUNS = [("naive", game) for game in KINDS] + [("lola", KINDS[1])]
+QUICK_RUNS += [(script, "logistic") for script in ("maml", "meva")]
+SLOW_RUNS = [(script, "imp") for script in ("lola", *MODELS)]
+SLOW_RUNS += [
+    (script, "logistic") for script in ("lola", "hola", "sos", "pola", "cola", "mfos")
 ]
-QUICK_RUNS += [(script, "logistic") for script in ("hola", "sos", "maml", "meva")]
-SLOW_RUNS = [
-    (script, "imp") for script in SCRIPTS if script != "naive"
-]  # HOLA, SOS and POLA differ by their field
-SLOW_RUNS += [(script, "logistic") for script in ("cola", "mfos", "pola")] + [
-    ("meva", KINDS[1]),
-    ("naive", "ipd"),
-]
+SLOW_RUNS += [("meva", KINDS[1]), ("naive", "ipd")]
 
 
 @pytest.mark.parametrize(
@@ -2927,6 +2926,7 @@ def test_every_script_runs_on_variants_of_games(script, name, tmp_path):
     assert inputs == [len(game.labels) + 1] * (script in TRAINED)  # and gamma or alpha
 
 
+@slow
 def test_a_seed_is_the_same_run_whatever_the_number_of_seeds(once, tmp_path):
     """Bit for bit on a CPU, where seeds are trained in turn; elsewhere to rounding, as they are batched."""
     both, second = once("meva", "logistic")[1], run(tmp_path, seed=1, num_seeds=1)
@@ -3894,6 +3894,7 @@ def test_returns_and_look_ahead_are_not_rounded_on_a_gpu(name):
         ("meva", dict(opponent="naive")),
     ],
 )
+@slow
 def test_flops_are_those_of_the_compiled_program(script, opponent):
     """But for a few percent: XLA counts the elementwise operations, too, few at this width, and a loop's body once.
 
@@ -4072,6 +4073,7 @@ def test_a_run_that_is_not_what_it_should_be_gets_one_line(bad, tmp_path, capsys
     assert status == 2 and not out and err.count("\n") == 1 and str(path) in err, err
 
 
+@slow
 def test_claims_fail_where_the_numbers_do(tmp_path):
     """Each claim is measured again in three worlds that are otherwise: in one at least it must not hold any more."""
     shutil.copytree(ROOT / "results/paper", tmp_path / "results/paper")
