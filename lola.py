@@ -114,7 +114,7 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
 
 
 def imagined_step(f_other, own, other, alpha, lookahead: int) -> jax.Array:
-    """The sum of the next naive steps of the opponent, while I stand still. (n,)."""
+    """The sum of the opponent's next naive steps, while the player stands still. (n,)."""
     step = jnp.zeros_like(other)
     for _ in range(lookahead):
         step = step + alpha * jax.grad(f_other)(other + step, own)
@@ -165,7 +165,7 @@ def payoff_2(f):
 def lola_gradient(
     f, x: jax.Array, alpha, variant: str = "exact", f_ahead=None, lookahead: int = 1
 ) -> jax.Array:
-    """LOLA's update direction (App. B), and those of its relatives.
+    """LOLA's update direction (App. B), or that of another variant.
 
     Args:
       f: differentiable game, (2, n) -> (2,), the returns of both players.
