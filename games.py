@@ -1247,7 +1247,8 @@ def print_table(game: Game, results: dict, symbol: str):
     """Returns of all plays by setting, and where the points of a planar game end."""
     seeds, pairs = results["self_play"].shape[1:3]
     over = f"{seeds} seeds" if seeds > 1 else f"{pairs} pairs of policies"
-    print(f"Mean returns, agent : other, +- standard error over {over}")
+    swept = symbol.strip("$\\")  # alpha, not LaTeX's
+    print(f"Mean returns by {swept}, agent : other, +- standard error over {over}")
     for player in (1,) if game.symmetric else (1, 2):
         plays = plays_of(results, player)
         titles = [PLAYS[name][0] for name in plays]
@@ -1334,7 +1335,8 @@ def draw_play(axis, returns: np.ndarray, color: str, labels: tuple[str, str]):
     Returns what was drawn, a flat array.
     """
     positions = np.arange(len(returns))
-    by_setting = [mean_and_error(each) for each in returns]
+    with np.errstate(invalid="ignore"):  # where policies have diverged
+        by_setting = [mean_and_error(each) for each in returns]
     mean = np.array([mean for mean, _ in by_setting])  # (S, 2)
     error = np.array([error for _, error in by_setting])
     by_seed = returns[..., 0].mean(axis=2)  # (S, seed)
@@ -1367,7 +1369,8 @@ def draw_player(
         axes[name].legend(fontsize="small")
 
     drawn = np.concatenate(drawn)
-    least = 0.1 * np.abs(drawn).max()
+    drawn = drawn[np.isfinite(drawn)]  # without what has diverged
+    least = 0.1 * np.abs(drawn).max(initial=0)
     if game.iterated:  # a quarter of the range of all payoffs but the lowest
         payoffs = sorted(game.rules.own)
         least = (payoffs[3] - payoffs[1]) / 4

@@ -114,7 +114,7 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
 
 
 def imagined_step(f_other, own, other, alpha, lookahead: int) -> jax.Array:
-    """The sum of the opponent's next naive steps, while the player stands still. (n,)."""
+    """The sum of the opponent's next naive steps, while one stands still. (n,)."""
     step = jnp.zeros_like(other)
     for _ in range(lookahead):
         step = step + alpha * jax.grad(f_other)(other + step, own)

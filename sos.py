@@ -10,10 +10,10 @@ where H_o is H without the blocks H_11 and H_22: LookAhead at p = 0, LOLA (`tayl
 lola.py) at p = 1. SOS takes the p of their Algorithm 1. For small alpha it then
 converges locally to stable fixed points (Thm. 4), to fixed points alone (Prop. 5), and
 almost surely to no strict saddle (Thm. 6). (They have losses, L = -f. So their xi is
--g, and their H has the other sign as well.) `--variant` has what they compare it with. 20 seconds and 10 on two cores:
+-g, and their H has the other sign as well.) `--variant` has what they compare it with.
 
-    python sos.py --game ipd
-    python sos.py --game tandem
+    python sos.py --game ipd        20 seconds on two cores
+    python sos.py --game tandem     10 seconds
 
 On the IPD everybody defects at alpha = 0 (-2), and cooperates more the larger it is
 (-1.44 at 10, -1.22 at 100), which best responses exploit. On Tandem, at the default
@@ -184,9 +184,9 @@ def consensus(f, x, alpha):
 def sga(f, x, alpha):
     """Symplectic gradient adjustment (Balduzzi et al., 2018).
 
-    g - s alpha adjustment, with adjustment = (H^T g - H g) / 2 and s = 1 or -1, the sign
-    of <-g, H^T g> <adjustment, H^T g> / 2 n + .1. Their offset of .1 decides if this
-    product is 0.
+    g - s alpha adjustment, with adjustment = (H^T g - H g) / 2 and s = 1 or -1, the
+    sign of <-g, H^T g> <adjustment, H^T g> / 2 n + .1. Their offset of .1 decides where
+    this product is 0.
     """
     g, times, transposed_times = linearise(f, x)
     slope = transposed_times(g)  # of |g|^2 / 2

@@ -4280,6 +4280,13 @@ def test_an_axis_is_not_flattened_by_an_outlier_and_magnifies_nothing():
     for few in ([], [np.nan], [0.0], [3.0, 3.0]):
         low, high = limits(np.array(few))
         assert low <= np.nanmin([*few, high]) and np.isfinite([low, high]).all()
+    # A game without payoffs whose learners diverge is drawn as well.
+    own = BOWL._replace(n=2, features=lambda x: x, labels=("a", "b"))
+    shape, far = (2, 1, 3, 2), np.array([[[[1.0, 2.0]] * 3], [[[np.inf, np.nan]] * 3]])
+    results = {"self_play": far, "best_response": far, "versus_naive": far}
+    results |= {"sweep": np.arange(2.0), "policies": np.zeros((*shape, 2))}
+    figure = games.draw_report("lola", own, results, "alpha", "tab:orange", None)
+    assert np.isfinite(figure.axes[0].get_ylim()).all()
     # And the figure of a run has them, in all panels alike.
     game, shape = GAMES["ipd"], (10, 1, 4, 2)
     results = {
