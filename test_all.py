@@ -4282,7 +4282,7 @@ def test_an_axis_is_not_flattened_by_an_outlier_and_magnifies_nothing():
         assert low <= np.nanmin([*few, high]) and np.isfinite([low, high]).all()
     # A game without payoffs whose learners diverge is drawn as well.
     own = BOWL._replace(n=2, features=lambda x: x, labels=("a", "b"))
-    shape, far = (2, 1, 3, 2), np.array([[[[1.0, 2.0]] * 3], [[[np.inf, np.nan]] * 3]])
+    shape, far = (2, 1, 3, 2), np.array([[[[1.0, 2.0]] * 3], [[[np.inf, -np.inf]] * 3]])
     results = {"self_play": far, "best_response": far, "versus_naive": far}
     results |= {"sweep": np.arange(2.0), "policies": np.zeros((*shape, 2))}
     figure = games.draw_report("lola", own, results, "alpha", "tab:orange", None)
