@@ -27,13 +27,17 @@ Equations without another source are those of Cooijmans, Aghajohari and Courvill
 (2023), Learning with Learning Awareness using Meta-Values.
 """
 
+import contextlib
 import dataclasses
+import functools
+import hashlib
 import itertools
 import json
 import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -43,6 +47,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 
 JOINT_ACTIONS = ("DD", "CD", "DC", "CC")  # one's own action first
@@ -1029,6 +1034,7 @@ def evaluate_game(
     step_beside=None,
     opponent_step=None,
     agent_start=None,
+    agents=None,
     draws=False,
 ) -> dict:
     """What agents get by following a rule, by themselves and beside others (Sec. 5.2).
@@ -1044,6 +1050,8 @@ def evaluate_game(
         `step_beside(agent)` is that rule.
       opponent_step: the rule of another learner to play beside.
       agent_start: where agents start, (2, n), if not at random as everybody else.
+      agents: whose agents are evaluated beside others, (0,) or (0, 1). By default both
+        players' where the game is not symmetric.
       draws: whether `step` and `step_beside(agent)` take a key, `step(x, key)`.
 
     Returns:
@@ -1052,17 +1060,20 @@ def evaluate_game(
       "versus_opponent"; and who got them, (pair, 2, n), in iterated games their
       log-odds, (pair, 2, o): "policies", "response_policies",
       "exact_response_policies", "versus_naive_policies", "versus_opponent_policies".
-      Where the game is not symmetric the same of player 2's agents, theirs first, with
-      "_2" in the names. In planar games also "trajectories" of self-play, (pair, steps
+      Where player 2's agents are evaluated the same of theirs, theirs first, with "_2"
+      in the names. In planar games also "trajectories" of self-play, (pair, steps
       + 1, 2), and what `survey` returns.
     """
 
-    def play_as(agent, agents, start, newcomers, key):
+    if agents is None:
+        agents = (0,) if game.symmetric else (0, 1)
+
+    def play_as(agent, ends, start, newcomers, key):
         own_step = step if step_beside is None else step_beside(agent)
         if agent_start is not None:
             start = start.at[agent].set(agent_start[agent])
         newcomer = newcomers[1 - agent]
-        results = play_responses(game, agents, agent, newcomer, lr, steps)
+        results = play_responses(game, ends, agent, newcomer, lr, steps)
         results |= play_learners(
             game, own_step, opponent_step, agent, start, lr, steps, key
         )
@@ -1075,14 +1086,15 @@ def evaluate_game(
         start = game.init(key_start)
         newcomers = game.init(key_response)
         start_of_agents = start if agent_start is None else agent_start
-        agents, results = play_self(game, step, start_of_agents, steps, key_draw)
-        results |= play_as(0, agents, start, newcomers, key_draw)
-        if not game.symmetric:
-            second = play_as(1, agents, start, newcomers, key_draw)
+        ends, results = play_self(game, step, start_of_agents, steps, key_draw)
+        results |= play_as(0, ends, start, newcomers, key_draw)
+        if 1 in agents:
+            second = play_as(1, ends, start, newcomers, key_draw)
             results |= {name + "_2": array for name, array in second.items()}
         return results
 
-    results = over_pairs(play, jax.random.split(key, pairs), draws)
+    keys = over_devices(jax.random.split(key, pairs))
+    results = over_pairs(play, keys, draws)
     if game.planar:
         key_survey = jax.random.fold_in(key, pairs) if draws else None
         results |= survey(game, step, steps, key_survey)
@@ -1116,9 +1128,12 @@ def check_devices():
         raise RuntimeError(f"JAX finds no device (JAX_PLATFORMS is {wanted})") from None
 
 
-def print_settings(config) -> str:
-    """Print the settings of a run, versions and device. Returns them, a JSON text."""
-    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+def print_settings(config, devices: int | None = None) -> str:
+    """Print the settings of a run, versions and device. Returns them, a JSON text.
+
+    `devices` is how many are used, if not all.
+    """
+    device = f"{devices or jax.device_count()} x {jax.devices()[0].device_kind}"
     settings = dataclasses.asdict(config)
     settings["run_on"] = f"jax {jax.__version__} on {device}"
     text = json.dumps(settings)
@@ -1135,6 +1150,8 @@ def run_script(main: Callable):
         reason, status = "", 1
     except KeyboardInterrupt:
         reason, status = "interrupted", 130
+    except BadCheckpoint as error:
+        reason, status = f"error: {error}", 2
     except (OSError, MemoryError, RuntimeError) as error:
         reason, status = str(error) or type(error).__name__, 1
     if reason:
@@ -1151,6 +1168,251 @@ def write_file(path: Path, save: Callable):
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+# --- Training: devices, checkpoints, progress -----------------------------------------
+
+
+def use_devices(batch_size: int, devices: int | None, distributed: list | None) -> Mesh:
+    """The devices that a training runs on: a mesh, to be set by `jax.set_mesh`.
+
+    Args:
+      batch_size: their number divides it.
+      devices: how many of each process are used at most. If None all, and of a CPU each
+        core is one.
+      distributed: the words after --distributed if several processes share the work.
+
+    ValueError if this cannot be.
+    """
+    if devices is not None and not 1 <= devices <= 256:
+        raise ValueError(f"--devices takes 1 to 256, not {devices}")
+    if jax.config.jax_num_cpu_devices < 0:  # nobody has said how many
+        with contextlib.suppress(RuntimeError):  # JAX has started: with one
+            jax.config.update("jax_num_cpu_devices", devices or count_cores())
+    if distributed is not None:
+        join_processes(distributed)
+    check_devices()
+    if jax.process_index() > 0:  # process 0 prints and writes
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+    by_process = [jax.local_devices(i) for i in range(jax.process_count())]
+    most = min(len(local) for local in by_process)
+    if devices is not None:
+        most = min(most, devices)
+    counts = [n for n in range(1, most + 1) if batch_size % (n * len(by_process)) == 0]
+    if not counts:
+        raise ValueError(f"--batch-size takes multiples of {len(by_process)} processes")
+    used = [device for local in by_process for device in local[: max(counts)]]
+    return Mesh(np.array(used), ("batch",))
+
+
+def count_cores() -> int:
+    """How many cores of the CPU this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def join_processes(words: list[str]):
+    """Share the work with other processes, on this machine or on others.
+
+    `words` are HOST:PORT COUNT INDEX: where process 0 listens, how many processes there
+    are, and which this is. There are none on a cluster that JAX detects, such as Slurm.
+    """
+    takes = "--distributed takes HOST:PORT COUNT INDEX, or nothing where JAX detects a"
+    takes = f"{takes} cluster, not {' '.join(words)!r}"
+    if not words:
+        try:
+            jax.distributed.initialize()
+        except ValueError:  # JAX detects none
+            raise ValueError(takes) from None
+        return
+    match = re.fullmatch(r"([^\s:]+):(\d{1,5}) (\d{1,4}) (\d{1,4})", " ".join(words))
+    if match is None:
+        raise ValueError(takes)
+    host, port, count, index = match.groups()
+    if not 1 <= int(port) <= 65535 or not int(index) < int(count):
+        raise ValueError(takes)
+    jax.distributed.initialize(f"{host}:{port}", int(count), int(index))
+
+
+def over_devices(batch: jax.Array) -> jax.Array:
+    """Deal a batch out to the devices of the mesh that is set, if they divide it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if "batch" not in mesh.axis_names or len(batch) % mesh.size > 0:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, PartitionSpec("batch"))
+
+
+def over_seeds(function: Callable, mesh: Mesh) -> Callable:
+    """Compile `function(keys, *arguments)` of one seed for all: (seeds, *arguments).
+
+    Of the seed's two `keys` the first is to train with, the second to evaluate with.
+    Axis 0 of all arguments and results is that of the seeds.
+    """
+
+    def of_one(inputs):
+        seed, *arguments = inputs
+        return function(jax.random.split(jax.random.key(seed)), *arguments)
+
+    def of_all(*inputs):
+        # In turn on a CPU, which is slow at products with a batch of weights.
+        if jax.default_backend() == "cpu":
+            return jax.lax.map(of_one, inputs)
+        return jax.vmap(of_one)(inputs)
+
+    return jax.jit(of_all, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+class BadCheckpoint(ValueError):
+    """A checkpoint that is damaged, or of other settings."""
+
+
+def flatten(prefix: str, tree) -> dict[str, np.ndarray]:
+    """The leaves of a pytree by name, `prefix/path/to/leaf`."""
+    leaves = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        leaves[f"{prefix}/{name}"] = np.asarray(leaf)
+    return leaves
+
+
+def unflatten(arrays: dict, prefix: str, like):
+    """The pytree of this structure whose leaves `flatten` named. KeyError if missing."""
+    leaves = []
+    for path, _ in jax.tree_util.tree_leaves_with_path(like):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        leaves.append(arrays[f"{prefix}/{name}"])
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def checksum(arrays: dict[str, np.ndarray]) -> str:
+    """A text that changes if anything in these arrays does."""
+    content = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        array = np.asarray(array)
+        content.update(f"{name} {array.dtype} {array.shape}".encode())
+        content.update(array.tobytes())
+    return content.hexdigest()
+
+
+def save_checkpoint(path: Path, state, curves: dict, settings: str):
+    """Write all that is needed to go on. `settings` are those of `print_settings`."""
+    arrays = {"config": np.array(settings)}
+    arrays |= flatten("state", state) | flatten("curves", curves)
+    arrays["checksum"] = np.array(checksum(arrays))
+    write_file(path, partial(np.savez, **arrays))
+
+
+def load_checkpoint(path: Path, state, config) -> tuple:
+    """State and curves that `save_checkpoint` wrote, with settings like these.
+
+    `state` is one of the same structure. BadCheckpoint if the file is damaged, or of
+    other settings, but for those of the evaluation.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        whole = str(arrays.pop("checksum")) == checksum(arrays)
+        had = json.loads(str(arrays["config"]))
+    except Exception:  # noqa: BLE001 whatever is raised on a damaged file
+        whole = False
+    if not whole:
+        raise BadCheckpoint(f"--resume: {path} is damaged, or no checkpoint")
+    for name, value in json.loads(json.dumps(dataclasses.asdict(config))).items():
+        if had.get(name) != value and not name.startswith("eval_"):
+            flag = "--" + name.replace("_", "-")
+            raise BadCheckpoint(f"--resume: {path} has {flag} {had.get(name)}")
+    try:
+        saved = unflatten(arrays, "state", state)
+    except KeyError:
+        raise BadCheckpoint(f"--resume: {path} is of another version") from None
+    curves = {}
+    for name, array in arrays.items():
+        if name.startswith("curves/"):
+            curves[name.removeprefix("curves/")] = array
+    return saved, curves
+
+
+def train_in_chunks(
+    seeds: np.ndarray,
+    init: Callable,
+    chunk: Callable,
+    *,
+    mesh: Mesh,
+    steps: int,
+    length: int,
+    config,
+    settings: str,
+    path: Path,
+    resume: bool,
+) -> tuple:
+    """Train a model for each seed, with a checkpoint after each chunk of steps.
+
+    Args:
+      seeds: (seed,), uint32.
+      init: keys -> the first state, a NamedTuple with the number of steps done, `step`.
+      chunk: (keys, state, count) -> the state after so many steps, and a dictionary of
+        curves with `loss`, (count,). The keys are those of `over_seeds`, in all chunks.
+      mesh: the devices.
+      steps: how many steps there are in all.
+      length: how many a chunk has. The last one may have fewer.
+      config: the settings. A checkpoint of others is refused.
+      settings: the text of `print_settings`.
+      path: of the checkpoint.
+      resume: whether to go on from it, if there is one.
+
+    Returns:
+      state and curves, with the axis of the seeds first, in NumPy's arrays. SystemExit,
+      status 1, if training diverges; the checkpoint then has the last finite state.
+    """
+    state = jax.device_get(over_seeds(init, mesh)(seeds))
+    curves = {}
+    if resume and path.exists():
+        state, curves = load_checkpoint(path, state, config)
+    done = int(state.step[0])
+    print(f"checkpoints in {path}, for --resume", flush=True)
+
+    @functools.cache
+    def compiled(count):  # a program for chunks of so many steps
+        program = over_seeds(partial(chunk, count=count), mesh)
+        return program.lower(seeds, state).compile()
+
+    while done < steps:
+        count = min(length, steps - done)
+        run = compiled(count)
+        begin = time.perf_counter()
+        state, new = jax.device_get(run(seeds, state))
+        rate = count / (time.perf_counter() - begin)
+        check_finite(state, new["loss"], done, path)
+        done += count
+        for name, curve in new.items():
+            before = [curves[name]] if name in curves else []
+            curves[name] = np.concatenate([*before, curve], axis=1)
+        if jax.process_index() == 0:
+            save_checkpoint(path, state, curves, settings)
+        print_progress(done, steps, new, rate)
+    return state, curves
+
+
+def print_progress(done: int, steps: int, curves: dict, rate: float):
+    """How far training is; the last numbers of its curves, means over seeds; speed."""
+    words = [f"{done:6d} / {steps}"]
+    for name, curve in curves.items():
+        words.append(f"{name} {curve[:, -1].mean():.4g}")
+    words.append(f"{rate:.3g} steps/s  {(steps - done) / rate:.0f} s left")
+    print("  ".join(words), flush=True)
+
+
+def check_finite(state, loss: np.ndarray, done: int, path: Path):
+    """SystemExit if the loss, (seed, count), or the state after it is not finite."""
+    finite = np.isfinite(loss).all(axis=0)  # (count,)
+    for leaf in jax.tree.leaves(state):
+        finite[-1] &= np.isfinite(leaf).all()
+    if not finite.all():
+        step = done + 1 + finite.argmin()
+        kept = f"; {path} has the state after {done}" if done > 0 else ""
+        raise SystemExit(f"training diverged at step {step}{kept}")
 
 
 # --- Reporting a run: an npz, a figure and a table ------------------------------------
@@ -1189,6 +1451,8 @@ def report(
       out: the folder that results/ and figures/ are in.
       draw_below: draws something else, on a figure of its own below: `draw(figure)`.
     """
+    if jax.process_index() > 0:
+        return
     results = dict(results, config=settings, sweep=np.asarray(sweep, np.float32))
     if game.planar:
         results["grid"] = np.asarray(planar_grid(game))
@@ -1203,18 +1467,21 @@ def report(
     print(f"wrote {npz} and {png}", flush=True)
 
 
+def players_of(results: dict) -> tuple[int, ...]:
+    """Whose agents were evaluated: player 1's, or those of both players."""
+    return (1, 2) if "best_response_2" in results else (1,)
+
+
 def plays_of(results: dict, player: int) -> dict[str, np.ndarray]:
     """Returns of all plays of this player's agents, by name, the agent's first."""
     plays = {}
     for name in PLAYS:
-        if player == 1 or name == "self_play":
-            returns = results.get(name)
-        else:
-            returns = results.get(name + "_2")
+        if player == 1 and name in results:
+            plays[name] = results[name]
         if player == 2 and name == "self_play":
-            returns = returns[..., ::-1]
-        if returns is not None:
-            plays[name] = returns
+            plays[name] = results[name][..., ::-1]
+        if player == 2 and name + "_2" in results:
+            plays[name] = results[name + "_2"]
     return plays
 
 
@@ -1245,11 +1512,11 @@ def describe_returns(returns: np.ndarray) -> str:
 
 def print_table(game: Game, results: dict, symbol: str):
     """Returns of all plays by setting, and where the points of a planar game end."""
-    seeds, pairs = results["self_play"].shape[1:3]
+    seeds, pairs = results["policies"].shape[1:3]
     over = f"{seeds} seeds" if seeds > 1 else f"{pairs} pairs of policies"
     swept = symbol.strip("$\\")  # alpha, not LaTeX's
     print(f"Mean returns by {swept}, agent : other, +- standard error over {over}")
-    for player in (1,) if game.symmetric else (1, 2):
+    for player in players_of(results):
         plays = plays_of(results, player)
         titles = [PLAYS[name][0] for name in plays]
         agent = "" if game.symmetric else f"player {player}"
@@ -1283,8 +1550,8 @@ def robust_limits(values: np.ndarray, least: float) -> tuple[float, float]:
 
 def draw_report(algorithm, game, results, symbol, color, draw_below) -> Figure:
     """The figure of a run: the arguments are those of `report`."""
-    players = 1 if game.symmetric else 2
-    width, height = 10, 5.5 * players
+    players = players_of(results)
+    width, height = 10, 5.5 * len(players)
     if game.planar:
         width, height = max(5, 2 * len(results["sweep"]) + 1), 5
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -1293,13 +1560,13 @@ def draw_report(algorithm, game, results, symbol, color, draw_below) -> Figure:
         figure.set_size_inches(max(width, 9), height + 3)
         upper, lower = figure.subfigures(2, 1, height_ratios=(height, 3))
         draw_below(lower)
-    seeds = results["self_play"].shape[1]
+    seeds = results["policies"].shape[1]
     upper.suptitle(f"{algorithm} on {game.name}, {seeds} seed" + "s" * (seeds > 1))
     if game.planar:
         draw_plane(upper, game, results, symbol, color)
         return figure
-    parts = upper.subfigures(players, 1, squeeze=False)[:, 0]
-    for player, part in enumerate(parts, start=1):
+    parts = upper.subfigures(len(players), 1, squeeze=False)[:, 0]
+    for player, part in zip(players, parts):
         draw_player(part, game, results, player, symbol, color)
     return figure
 

@@ -39,7 +39,7 @@ from games import (
 )
 
 
-# --- shared: flags ---
+# --- shared: flags (the same lines in every script) ---
 def flag(default, description, low=None, high=None, **settings):
     """A field of `Config` that is also a flag, a number from `low` to `high` if given.
 
@@ -50,13 +50,19 @@ def flag(default, description, low=None, high=None, **settings):
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def check_ranges(config):
-    """Raise ValueError, which names the flag, if a number is not in its range."""
+def check_settings(config):
+    """Raise ValueError, which names the flag, if a value is none that the flag takes."""
     for field in dataclasses.fields(config):
+        name = field.name.replace("_", "-")
+        value = getattr(config, field.name)
+        choices = field.metadata["argparse"].get("choices")
+        if choices is not None and value not in choices:
+            raise ValueError(f"--{name} takes {', '.join(choices)}, not {value}")
         low, high = field.metadata["low"], field.metadata["high"]
-        numbers = np.ravel(getattr(config, field.name))
-        if low is not None and not all(low <= number <= high for number in numbers):
-            name = field.name.replace("_", "-")
+        if low is None or value is None:
+            continue
+        numbers = np.ravel(value)
+        if not all(low <= number <= high for number in numbers):
             given = " ".join(str(number) for number in numbers)
             raise ValueError(f"--{name} takes {low} to {high}, not {given}")
 
@@ -66,7 +72,7 @@ def check_ranges(config):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of a run, those of the IPD; `make_config` knows other games'."""
+    """Settings of a run. The defaults are for the IPD: see `make_config`."""
 
     game: str = flag(
         "ipd", "the game, or a variant of it such as ipd+mlp: see games.py"
@@ -82,7 +88,7 @@ class Config:
     eval_steps: int = flag(500, "steps that policies are followed for", 1, 1_000_000)
 
     def __post_init__(self):
-        check_ranges(self)
+        check_settings(self)
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
@@ -175,12 +181,12 @@ def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]
 # --- Command line ---------------------------------------------------------------------
 
 
-# --- shared: command line ---
+# --- shared: command line (the same lines in every script) ---
 def parse_args(argv=None) -> tuple[Config, str]:
     """Settings from the command line, a flag for each field of `Config`; and --out."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        usage=argparse.SUPPRESS,  # an error is one line
+        usage=argparse.SUPPRESS,  # so that an error is one line
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -210,7 +216,8 @@ def main(argv=None):
     settings = print_settings(config)
 
     def run(seed):
-        # As in scripts that train, the first key of a seed is for training.
+        # The first key of a seed is for training, which there is none of here. So all
+        # algorithms start from the same policies.
         _, key = jax.random.split(jax.random.key(seed))
         return evaluate(key, game, config)
 

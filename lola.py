@@ -11,15 +11,17 @@ and player 2 likewise.
     python lola.py --game ipd          the paper's Fig. 3b, 15 seconds on two cores
     python lola.py --game logistic     LOLA in the paper's Fig. 2, 5 seconds
 
+This exact form is the default. Foerster et al.'s is `--variant taylor-stop`.
+
 On the IPD both players defect at alpha = 0, a return of -2 each. Around alpha = 10 they
-cooperate, and get -1.2; two players who always cooperate get -1. A best response cannot
-exploit them there. With a larger alpha returns fall again. On the Logistic Game
-half of all starting points lead to B, the better of two solutions, at alpha = 0. At
-alpha = 20 it is a share of .605, and that is the most.
+cooperate, and get -1.2; two players who always cooperate get -1. A best response to
+these agents, which a run computes, gets no more than they do. With a larger alpha
+returns fall again. On the Logistic Game the share of starting points that lead to B,
+the better of its two stable solutions, rises from a half at alpha = 0 to .605 at 20.
 
 Returns of iterated games are multiplied by 1 - discount here, which is .04 on the IPD.
-In code without this factor an alpha of 1 is what 25 is here. A run prints a table and
-writes results/lola_GAME.npz and figures/lola_GAME.png.
+Where code does not do so, its alpha and lr of 1 are 1 / .04 = 25 here. A run prints a
+table and writes results/lola_GAME.npz and figures/lola_GAME.png.
 """
 
 import argparse
@@ -43,7 +45,7 @@ from games import (
 )
 
 
-# --- shared: flags ---
+# --- shared: flags (the same lines in every script) ---
 def flag(default, description, low=None, high=None, **settings):
     """A field of `Config` that is also a flag, a number from `low` to `high` if given.
 
@@ -54,13 +56,19 @@ def flag(default, description, low=None, high=None, **settings):
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def check_ranges(config):
-    """Raise ValueError, which names the flag, if a number is not in its range."""
+def check_settings(config):
+    """Raise ValueError, which names the flag, if a value is none that the flag takes."""
     for field in dataclasses.fields(config):
+        name = field.name.replace("_", "-")
+        value = getattr(config, field.name)
+        choices = field.metadata["argparse"].get("choices")
+        if choices is not None and value not in choices:
+            raise ValueError(f"--{name} takes {', '.join(choices)}, not {value}")
         low, high = field.metadata["low"], field.metadata["high"]
-        numbers = np.ravel(getattr(config, field.name))
-        if low is not None and not all(low <= number <= high for number in numbers):
-            name = field.name.replace("_", "-")
+        if low is None or value is None:
+            continue
+        numbers = np.ravel(value)
+        if not all(low <= number <= high for number in numbers):
             given = " ".join(str(number) for number in numbers)
             raise ValueError(f"--{name} takes {low} to {high}, not {given}")
 
@@ -70,7 +78,7 @@ def check_ranges(config):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of a run, those of the IPD; `make_config` knows other games'."""
+    """Settings of a run. The defaults are for the IPD: see `make_config`."""
 
     game: str = flag(
         "ipd", "the game, or a variant of it such as ipd+mlp: see games.py"
@@ -91,7 +99,7 @@ class Config:
     eval_steps: int = flag(500, "steps that policies are followed for", 1, 1_000_000)
 
     def __post_init__(self):
-        check_ranges(self)
+        check_settings(self)
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
@@ -109,38 +117,40 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
 
 # --- LOLA: what a player ascends (App. B) ---------------------------------------------
 #
-# Payoffs take one's own parameters first: f_own(own, other), f_other(other, own).
-# `step` is the opponent's imagined step, which depends on `own`.
+# A surrogate is the number whose gradient by `own` a player follows. Payoffs take one's
+# own parameters first: f_own(own, other), f_other(other, own).
+# `change` is what the opponent's imagined steps add to its parameters. It depends on
+# `own`, and all forms but LookAhead differentiate through it.
 
 
-def imagined_step(f_other, own, other, alpha, lookahead: int) -> jax.Array:
-    """The sum of the opponent's next naive steps, while one stands still. (n,)."""
-    step = jnp.zeros_like(other)
-    for _ in range(lookahead):
-        step = step + alpha * jax.grad(f_other)(other + step, own)
-    return step
+def imagined_change(f_other, own, other, alpha, steps: int) -> jax.Array:
+    """The sum of the opponent's next naive steps, with `own` held fixed. (n,)."""
+    change = jnp.zeros_like(other)
+    for _ in range(steps):
+        change = change + alpha * jax.grad(f_other)(other + change, own)
+    return change
 
 
-def exact(f_own, own, other, step):
-    """My return after the opponent's step, which my policy changes."""
-    return f_own(own, other + step)
+def exact(f_own, own, other, change):
+    """My return after the opponent's change, which is a function of my policy."""
+    return f_own(own, other + change)
 
 
-def lookahead_only(f_own, own, other, step):
-    """As `exact`, with the step held constant: LookAhead (Zhang and Lesser, 2010)."""
-    return f_own(own, other + jax.lax.stop_gradient(step))
+def lookahead_only(f_own, own, other, change):
+    """As `exact`, with the change held constant: LookAhead (Zhang and Lesser, 2010)."""
+    return f_own(own, other + jax.lax.stop_gradient(change))
 
 
-def taylor(f_own, own, other, step):
-    """`exact` to first order in the step."""
+def taylor(f_own, own, other, change):
+    """`exact` to first order in the change."""
     slope = jax.grad(f_own, argnums=1)(own, other)
-    return f_own(own, other) + (slope * step).sum()
+    return f_own(own, other) + (slope * change).sum()
 
 
-def taylor_stop(f_own, own, other, step):
+def taylor_stop(f_own, own, other, change):
     """As `taylor`, with the slope held constant: LOLA as published."""
     slope = jax.grad(f_own, argnums=1)(own, other)
-    return f_own(own, other) + (jax.lax.stop_gradient(slope) * step).sum()
+    return f_own(own, other) + (jax.lax.stop_gradient(slope) * change).sum()
 
 
 # A surrogate of your own goes here, and its name to the choices in `Config`.
@@ -153,12 +163,12 @@ SURROGATES = {
 
 
 def payoff_1(f):
-    """Player 1's return, of its own and the other's parameters."""
+    """Player 1's return, as a function of x_1 (`own`) and x_2."""
     return lambda own, other: f(jnp.stack([own, other]))[0]
 
 
 def payoff_2(f):
-    """Player 2's return, of its own and the other's parameters, which is row 0 of x."""
+    """Player 2's return, as a function of x_2 (`own`) and x_1."""
     return lambda own, other: f(jnp.stack([other, own]))[1]
 
 
@@ -174,8 +184,9 @@ def lola_gradient(
         naive gradient.
       variant: a key of `SURROGATES`; ValueError if it is none.
       f_ahead: what the opponent is imagined to ascend, f itself if None. Where f is an
-        estimate, a second, independent one: with one imagined step, `taylor` and
-        `taylor-stop` are then unbiased. The others are biased, as f is not linear.
+        estimate, a second, independent one: with one imagined step, the gradients of
+        `taylor` and `taylor-stop` are then unbiased estimates of their exact ones. The
+        others are biased, as f is not linear in the parameters.
       lookahead: how many steps of the opponent are imagined.
 
     Returns:
@@ -192,12 +203,12 @@ def lola_gradient(
         f_ahead = f
 
     def surrogate_1(own):
-        step = imagined_step(payoff_2(f_ahead), own, x[1], alpha_1, lookahead)
-        return surrogate(payoff_1(f), own, x[1], step)
+        change = imagined_change(payoff_2(f_ahead), own, x[1], alpha_1, lookahead)
+        return surrogate(payoff_1(f), own, x[1], change)
 
     def surrogate_2(own):
-        step = imagined_step(payoff_1(f_ahead), own, x[0], alpha_2, lookahead)
-        return surrogate(payoff_2(f), own, x[0], step)
+        change = imagined_change(payoff_1(f_ahead), own, x[0], alpha_2, lookahead)
+        return surrogate(payoff_2(f), own, x[0], change)
 
     return jnp.stack([jax.grad(surrogate_1)(x[0]), jax.grad(surrogate_2)(x[1])])
 
@@ -227,7 +238,8 @@ def make_step(game: Game, config: Config, alpha):
 def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]:
     """LOLA's agents at every alpha (Figs. 2, 3b). Arrays (alpha, ...).
 
-    `key` draws the policies that they start from. The arrays are `evaluate_game`'s.
+    `key` draws the policies that they start from, the same for all alphas. The arrays
+    are those of `evaluate_game`.
     """
 
     def evaluate_at(alpha):
@@ -247,12 +259,12 @@ def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]
 # --- Command line ---------------------------------------------------------------------
 
 
-# --- shared: command line ---
+# --- shared: command line (the same lines in every script) ---
 def parse_args(argv=None) -> tuple[Config, str]:
     """Settings from the command line, a flag for each field of `Config`; and --out."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        usage=argparse.SUPPRESS,  # an error is one line
+        usage=argparse.SUPPRESS,  # so that an error is one line
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -282,7 +294,8 @@ def main(argv=None):
     settings = print_settings(config)
 
     def run(seed):
-        # As in scripts that train, the first key of a seed is for training.
+        # The first key of a seed is for training, which there is none of here. So all
+        # algorithms start from the same policies.
         _, key = jax.random.split(jax.random.key(seed))
         return evaluate(key, game, config)
 

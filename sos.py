@@ -1,28 +1,30 @@
-"""SOS, stable opponent shaping: LOLA as far as it does not turn against LookAhead.
+"""SOS, stable opponent shaping: LOLA, less of it where it turns against LookAhead.
 
-Letcher et al. (2019), Stable Opponent Shaping in Differentiable Games. With g the
-simultaneous gradient, row i the derivative of f_i by x_i, and H its Jacobian, of blocks
-H_ij, players ascend
+Letcher et al. (2019), Stable Opponent Shaping in Differentiable Games. Player i has
+parameters x_i and the return f_i(x_1, x_2). Let g_i be the derivative of f_i by x_i,
+and H the Jacobian of g = (g_1, g_2), with blocks H_ij = dg_i/dx_j. Players ascend
 
     g + alpha H_o g + p alpha chi,    chi_i = H_ji^T df_i/dx_j, j the other player,
 
-where H_o is H without the blocks H_11 and H_22: LookAhead at p = 0, LOLA (`taylor` in
-lola.py) at p = 1. SOS takes the p of their Algorithm 1. For small alpha it then
-converges locally to stable fixed points (Thm. 4), to fixed points alone (Prop. 5), and
-almost surely to no strict saddle (Thm. 6). (They have losses, L = -f. So their xi is
--g, and their H has the other sign as well.) `--variant` has what they compare it with.
+where H_o is H with zeros for the blocks H_11 and H_22. With p = 0 this is LookAhead,
+with p = 1 LOLA (`lola.py --variant taylor`). SOS takes the p of their Algorithm 1. They
+show, for a small alpha, that it converges locally to stable fixed points (Thm. 4), that
+it converges to nothing but fixed points (Prop. 5), and that it almost surely avoids
+strict saddles (Thm. 6). `--variant` has related methods.
 
     python sos.py --game ipd        20 seconds on two cores
     python sos.py --game tandem     10 seconds
 
-On the IPD everybody defects at alpha = 0 (-2), and cooperates more the larger it is
-(-1.44 at 10, -1.22 at 100), which best responses exploit. On Tandem, at the default
-alphas, LOLA's players push on to where both lose; SOS's stop where naive ones do.
+On the IPD both players defect at alpha = 0, a return of -2 each. They cooperate more
+the larger alpha is: -1.44 at 10, -1.22 at 100. Best responses, which a run computes,
+get more than they do. On Tandem, at the default alphas, LOLA's players push on to where both lose. SOS's players
+stop where naive learners stop.
 
-Their code does not multiply returns by 1 - discount. What depends on it, the threshold
-b and |xi|^2 in p and the offset in SGA's sign, is computed for f / (1 - discount);
-alpha = 25 and lr = 25 on the IPD are theirs of 1. A run prints a table and writes
-results/sos_GAME.npz and figures/sos_GAME.png.
+Two differences to their text and code. They minimise losses L = -f: their xi is our -g,
+and their H is our -H. And we multiply returns by 1 - discount; they do not. On the IPD
+it is .04, so their alpha or lr of 1 is 1 / .04 = 25 here. See `sos_gradient` for the
+constants that depend on it. A run prints a table and writes results/sos_GAME.npz and
+figures/sos_GAME.png.
 """
 
 import argparse
@@ -47,7 +49,7 @@ from games import (
 )
 
 
-# --- shared: flags ---
+# --- shared: flags (the same lines in every script) ---
 def flag(default, description, low=None, high=None, **settings):
     """A field of `Config` that is also a flag, a number from `low` to `high` if given.
 
@@ -58,13 +60,19 @@ def flag(default, description, low=None, high=None, **settings):
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def check_ranges(config):
-    """Raise ValueError, which names the flag, if a number is not in its range."""
+def check_settings(config):
+    """Raise ValueError, which names the flag, if a value is none that the flag takes."""
     for field in dataclasses.fields(config):
+        name = field.name.replace("_", "-")
+        value = getattr(config, field.name)
+        choices = field.metadata["argparse"].get("choices")
+        if choices is not None and value not in choices:
+            raise ValueError(f"--{name} takes {', '.join(choices)}, not {value}")
         low, high = field.metadata["low"], field.metadata["high"]
-        numbers = np.ravel(getattr(config, field.name))
-        if low is not None and not all(low <= number <= high for number in numbers):
-            name = field.name.replace("_", "-")
+        if low is None or value is None:
+            continue
+        numbers = np.ravel(value)
+        if not all(low <= number <= high for number in numbers):
             given = " ".join(str(number) for number in numbers)
             raise ValueError(f"--{name} takes {low} to {high}, not {given}")
 
@@ -74,7 +82,7 @@ def check_ranges(config):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of a run, those of the IPD; `make_config` knows other games'."""
+    """Settings of a run. The defaults are for the IPD: see `make_config`."""
 
     game: str = flag(
         "ipd", "the game, or a variant of it such as ipd+mlp: see games.py"
@@ -102,11 +110,11 @@ class Config:
     eval_steps: int = flag(500, "steps that policies are followed for", 1, 1_000_000)
 
     def __post_init__(self):
-        check_ranges(self)
+        check_settings(self)
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
-    """The paper's settings for a game, with changes. ValueError if out of range."""
+    """The settings for a game, with changes. ValueError if out of range."""
     played = find_game(game)
     if played.sample is not None:
         raise ValueError(f"sos.py needs exact returns, not those of {played.name}")
@@ -122,7 +130,8 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
 
 # --- SOS and its family ---------------------------------------------------------------
 #
-# Each function returns what players ascend, (2, n). alpha is (2, 1), a row for each.
+# Each function returns what players ascend, (2, n). alpha is (2, 1): row i is that of
+# player i, and belongs to row i of the result.
 
 
 def linearise(f, x):
@@ -136,40 +145,42 @@ def linearise(f, x):
     return g, times, transposed_times
 
 
-def from_the_other(times, v) -> jax.Array:
-    """H_o v, or H_o^T v: each row takes what it gets by the other row of v. (2, n)."""
-    row_1 = times(v.at[0].set(0))[0]
-    row_2 = times(v.at[1].set(0))[1]
+def off_diagonal(times, v) -> jax.Array:
+    """H_o v where `times` is v -> H v, and H_o^T v where it is v -> H^T v. (2, n)."""
+    row_1 = times(v.at[0].set(0))[0]  # H_12 v_2, or H_21^T v_2
+    row_2 = times(v.at[1].set(0))[1]  # H_21 v_1, or H_12^T v_1
     return jnp.stack([row_1, row_2])
 
 
 def lookahead(f, x, alpha):
     """g + alpha H_o g: LookAhead to first order in alpha (Zhang and Lesser, 2010)."""
     g, times, _ = linearise(f, x)
-    return g + alpha * from_the_other(times, g)
+    return g + alpha * off_diagonal(times, g)
 
 
 def sos(f, x, alpha):
     """g + alpha H_o g + p alpha chi (Letcher et al., 2019)."""
     g, times, transposed_times = linearise(f, x)
-    # Row j is the derivative of the other's return, f_i, by x_j.
-    of_other = simultaneous_gradient(lambda x: f(x)[::-1], x)
-    chi = from_the_other(transposed_times, of_other)
-    plain = g + alpha * from_the_other(times, g)
+    # The simultaneous gradient of (f_2, f_1): rows are df_2/dx_1 and df_1/dx_2.
+    influence = simultaneous_gradient(lambda x: f(x)[::-1], x)
+    chi = off_diagonal(transposed_times, influence)
+    plain = g + alpha * off_diagonal(times, g)
     p = sos_p(g, plain, alpha * chi)
     return plain + p * alpha * chi
 
 
 def sos_p(g, plain, shaping, a: float = 0.5, b: float = 0.1) -> jax.Array:
-    """How much of LOLA's `shaping` SOS adds to LookAhead's `plain` (Algorithm 1). ().
+    """The p of Algorithm 1, (): how much of LOLA's `shaping` is added to LookAhead.
 
-    The first criterion keeps the sum within a right angle of `plain`, the second makes
-    p vanish near fixed points. One p is for both players: all arguments are (2, n).
+    `plain` is LookAhead's direction. The first criterion keeps <plain + p shaping,
+    plain> >= (1 - a) |plain|^2. The second makes p vanish near fixed points, where
+    g = 0; as in their algorithm it jumps at |g| = b. There is one p for both players:
+    all arguments are (2, n), and products are those of 2 n numbers.
     """
     along = (shaping * plain).sum()
     turns_back = along < 0
-    bound = -a * (plain**2).sum() / jnp.where(turns_back, along, 1)
-    p_1 = jnp.where(turns_back, jnp.minimum(1, bound), 1)
+    divisor = jnp.where(turns_back, along, 1)  # never 0, so derivatives are finite
+    p_1 = jnp.where(turns_back, jnp.minimum(1, -a * (plain**2).sum() / divisor), 1)
     squared = (g**2).sum()
     p_2 = jnp.where(squared < b**2, squared, 1)
     return jnp.minimum(p_1, p_2)
@@ -184,9 +195,9 @@ def consensus(f, x, alpha):
 def sga(f, x, alpha):
     """Symplectic gradient adjustment (Balduzzi et al., 2018).
 
-    g - s alpha adjustment, with adjustment = (H^T g - H g) / 2 and s = 1 or -1, the
-    sign of <-g, H^T g> <adjustment, H^T g> / 2 n + .1. Their offset of .1 decides where
-    this product is 0.
+    g - s alpha adjustment, with adjustment = (H^T g - H g) / 2, and s = 1 or -1 the
+    sign of (<-g, H^T g> <adjustment, H^T g> / (2 n)) + .1. By their offset of .1, s is
+    1 where the product is 0.
     """
     g, times, transposed_times = linearise(f, x)
     slope = transposed_times(g)  # of |g|^2 / 2
@@ -201,7 +212,7 @@ def extragradient(f, x, alpha):
 
 
 def jacobian(f, x) -> jax.Array:
-    """H as a matrix, (2 n, 2 n), not in half a precision."""
+    """H as a matrix, (2 n, 2 n), in float32 at least."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     blocks = jax.jacobian(partial(simultaneous_gradient, f))(x)  # (2, n, 2, n)
     return blocks.reshape(x.size, x.size)
@@ -216,8 +227,8 @@ def cgd(f, x, alpha):
     player = np.repeat([0, 1], x.shape[1])
     H = jacobian(f, x)
     H_o = jnp.where(player[:, None] == player, 0, H)
-    step = jnp.broadcast_to(alpha, x.shape).reshape(-1, 1)
-    system = jnp.eye(x.size, dtype=H.dtype) - step * H_o
+    alpha_of_row = jnp.broadcast_to(alpha, x.shape).reshape(-1, 1)
+    system = jnp.eye(x.size, dtype=H.dtype) - alpha_of_row * H_o
     direction = jnp.linalg.solve(system, g.ravel().astype(H.dtype))
     return direction.reshape(x.shape).astype(x.dtype)
 
@@ -225,11 +236,12 @@ def cgd(f, x, alpha):
 def lss(f, x, alpha):
     """g + H^T H^-1 g: local symplectic surgery (Mazumdar et al., 2019); no alpha.
 
-    Their update, for zero-sum games, is half of this sum, with a regularised inverse;
-    without the half it is a step twice as long. Ours takes the pseudo-inverse.
+    Their update, for zero-sum games, is half of this sum, with a regularised inverse.
+    Here the half is left out, and the inverse is the pseudo-inverse.
     """
     g, _, transposed_times = linearise(f, x)
     inverse = jnp.linalg.pinv(jacobian(f, x), rtol=1e-5)
+    # A sum, not a product of matrices, whose factors a GPU rounds to 10 bits.
     solution = (inverse * g.ravel()).sum(axis=1).reshape(x.shape).astype(x.dtype)
     return g + transposed_times(solution)
 
@@ -253,12 +265,13 @@ def sos_gradient(
     Args:
       f: differentiable game, (2, n) -> (2,), the returns of both players.
       x: joint policy, (2, n).
-      alpha: look-ahead step, (), or one for each player, (2,); of consensus and SGA
-        their gamma and lambda, in published code 1 for returns that are not normalised,
-        25 here on the IPD. At 0 all are the naive gradient but LSS.
+      alpha: look-ahead step, (), or one for each player, (2,). For consensus it is that
+        paper's gamma, for SGA its lambda; in published code they are 1, which is 25
+        here on the IPD. At 0 all but LSS are the naive gradient.
       variant: a key of `VARIANTS`; ValueError if it is none.
-      scale: what f is to be multiplied by for SOS's b and |xi|^2 and SGA's offset.
-        alpha is that of f.
+      scale: SOS's b and SGA's offset are absolute numbers, meant for returns that are
+        not normalised. With scale = 1 / (1 - discount) they are compared with
+        the gradients of F = scale f. alpha stays that of f.
 
     Returns:
       (2, n), in units of return per unit of policy parameter.
@@ -267,12 +280,13 @@ def sos_gradient(
     chex.assert_shape(x, (2, None))
     if variant not in VARIANTS:
         raise ValueError(f"variant is one of {', '.join(VARIANTS)}, not {variant}")
-    alpha = jnp.broadcast_to(jnp.asarray(alpha, x.dtype), 2)[:, None] / scale
 
-    def scaled(x):
+    def F(x):
         return scale * f(x)
 
-    return VARIANTS[variant](scaled, x, alpha) / scale
+    # alpha / scale times a gradient of F is alpha times that of f.
+    alpha = jnp.broadcast_to(jnp.asarray(alpha, x.dtype), 2)[:, None] / scale
+    return VARIANTS[variant](F, x, alpha) / scale
 
 
 # --- Evaluation -----------------------------------------------------------------------
@@ -307,12 +321,12 @@ def evaluate(key: jax.Array, game: Game, config: Config) -> dict[str, jax.Array]
 # --- Command line ---------------------------------------------------------------------
 
 
-# --- shared: command line ---
+# --- shared: command line (the same lines in every script) ---
 def parse_args(argv=None) -> tuple[Config, str]:
     """Settings from the command line, a flag for each field of `Config`; and --out."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        usage=argparse.SUPPRESS,  # an error is one line
+        usage=argparse.SUPPRESS,  # so that an error is one line
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -342,7 +356,8 @@ def main(argv=None):
     settings = print_settings(config)
 
     def run(seed):
-        # As in scripts that train, the first key of a seed is for training.
+        # The first key of a seed is for training, which there is none of here. So all
+        # algorithms start from the same policies.
         _, key = jax.random.split(jax.random.key(seed))
         return evaluate(key, game, config)
 
