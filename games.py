@@ -86,7 +86,7 @@ class Game(NamedTuple):
     n: int  # number of parameters of a player's policy
     f: Callable  # (2, n) -> (2,), expected returns
     init: Callable  # key -> (2, n), initial policies
-    features: Callable  # (2, n) -> (2, m), what a network sees of policies, by row
+    features: Callable  # (2, n) -> (2, m), what learned models see of each policy
     labels: tuple[str, ...]  # of the numbers that figures show of a policy
     symmetric: bool  # f_1(a, b) = f_2(b, a)?
     lr: float = 1.0  # step size of learners
@@ -296,9 +296,9 @@ def next_observations(memory: int) -> np.ndarray:
 
 
 def memory_of(x: jax.Array) -> int:
-    """How many rounds policies see, from their log-odds (2, o): 5, 21 or 85 columns."""
-    chex.assert_shape(x, (2, {5, 21, 85}))
-    return {5: 1, 21: 2, 85: 3}[x.shape[1]]
+    """How many rounds policies see, from their log-odds (2, o): 5 or 21 columns."""
+    chex.assert_shape(x, (2, {5, 21}))
+    return {5: 1, 21: 2}[x.shape[1]]
 
 
 # --- Iterated games: returns ----------------------------------------------------------
@@ -329,7 +329,7 @@ def state_distribution(x: jax.Array, discount: float) -> jax.Array:
 
     Args:
       x: log-odds of cooperating, (2, o), in the order of `observations`: o = 5 if
-        policies see one round, 21 if they see two, 85 for three.
+        policies see one round, 21 if they see two.
       discount: the game's own discount, in [0, 1).
 
     Returns:
@@ -406,7 +406,7 @@ def draw_actions(key: jax.Array, thresholds: jax.Array) -> jax.Array:
     """A joint action for each episode, 0 to 3. (3, episodes) -> (episodes,).
 
     `thresholds` are cumulative probabilities. The action is the number of those that a
-    uniform random number exceeds.
+    uniform random number reaches.
     """
     uniform = jax.random.uniform(key, thresholds.shape[1:], thresholds.dtype)
     return (uniform >= thresholds).sum(axis=0)
@@ -658,8 +658,8 @@ GAMES: dict[str, Game] = {
     ),
     # The stag (C) takes two hunters, a hare (D) one (Skyrms, 2004).
     "stag_hunt": iterated_game("stag_hunt", (4, 1, 3, 2)),
-    # Together in any case, player 1 rather to Bach (C), player 2 to Stravinsky (D)
-    # (Luce and Raiffa, 1957, as the battle of the sexes).
+    # Both want to be together; player 1 prefers Bach (C), player 2 Stravinsky (D) (Luce
+    # and Raiffa, 1957, as the battle of the sexes).
     "bach_or_stravinsky": iterated_game(
         "bach_or_stravinsky", (3, 0, 0, 2), (2, 0, 0, 3)
     ),
@@ -710,7 +710,7 @@ def with_policy(game: Game, value: str, policy: str) -> Game:
 
 
 def with_memory(game: Game, value: str) -> Game:
-    """Policies see the last two rounds."""
+    """Policies see the last round, or the last two."""
     return change_rules(game, memory=parse_number(value, int, 1, 2))
 
 
@@ -722,7 +722,7 @@ def with_episodes(game: Game, value: str) -> Game:
 def with_length(game: Game, value: str) -> Game:
     """Episodes have so many rounds."""
     if game.sample is None:
-        raise ValueError("takes episodes=N before it")
+        raise ValueError("takes an iterated game, and episodes=N before it")
     return change_rules(game, length=parse_number(value, int, 1, 100_000))
 
 
@@ -868,7 +868,10 @@ def beside(step: Callable, other_step: Callable, agent: int = 0) -> Callable:
 
 
 def best_response(game: Game, x: jax.Array, lr: float, steps: int, agent: int = 0):
-    """Player `agent` stands still in x while the other learns naively. (2, n)."""
+    """Player `agent` stands still in x while the other learns naively. (2, n).
+
+    It is the paper's best response, by gradient steps, and as good as they are.
+    """
 
     def step(now):
         return naive_step(game, now, lr).at[agent].set(x[agent])
@@ -885,13 +888,14 @@ def decisions_beside(game: Game, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     rules = game.rules
     cooperates = jax.nn.sigmoid(game.log_odds(x)[0])
     cooperates = cooperates[seen_by_the_other(rules.memory)]
-    # Axis 1 is player 2's action, axis 2 player 1's: D, C.
+    # Of all arrays axis 1 is player 2's action, and axis 2 player 1's: D, C.
     chance = jnp.stack([1 - cooperates, cooperates], axis=1)[:, None]  # (o, 1, 2)
     cc, cd, dc, dd = rules.other
     payoffs = jnp.array([[dd, dc], [cd, cc]], cooperates.dtype)
     reward = (1 - rules.discount) * (chance * payoffs).sum(axis=2)
 
-    # Of the columns DD, CD, DC, CC make axes by player 1's and player 2's action.
+    # Columns DD, CD, DC, CC, player 2's own action first, are two axes: first that of
+    # player 1's action, D or C, then player 2's own. Swap them.
     following = next_observations(rules.memory).reshape(-1, 2, 2)
     following = following.swapaxes(1, 2)
     leads = following[..., None] == np.arange(len(following))  # (o, 2, 2, o)
@@ -916,9 +920,10 @@ def exact_best_response(game: Game, x: jax.Array) -> jax.Array:
         own_reward = reward[states, response]
         a = jnp.eye(len(states), dtype=wide.dtype)
         a = a - discount * transition[states, response]
-        # The first state's value v is subtracted from all values, which solve a y =
-        # own_reward. (All rows of a sum to 1 - discount.) In long games values differ
-        # by less than the rounding of v, and rounding would decide.
+        # Values solve a y = own_reward. Which action is best does not change if one
+        # number, the first state's value v, is taken off all of them: (1 - discount) v
+        # off the rewards, as all rows of a sum to 1 - discount. In long games values
+        # differ by less than the rounding of v, and rounding would decide.
         v = eliminate(a, own_reward)[0]
         value = eliminate(a, own_reward - (1 - discount) * v)
         future = discount * (transition * value).sum(axis=2)
@@ -1055,14 +1060,18 @@ def evaluate_game(
       draws: whether `step` and `step_beside(agent)` take a key, `step(x, key)`.
 
     Returns:
-      Returns (pair, 2) of player 1's agents, theirs first: in "self_play", beside a
-      "best_response" and an "exact_best_response" (iterated games), "versus_naive" and
-      "versus_opponent"; and who got them, (pair, 2, n), in iterated games their
-      log-odds, (pair, 2, o): "policies", "response_policies",
-      "exact_response_policies", "versus_naive_policies", "versus_opponent_policies".
-      Where player 2's agents are evaluated the same of theirs, theirs first, with "_2"
-      in the names. In planar games also "trajectories" of self-play, (pair, steps
-      + 1, 2), and what `survey` returns.
+      a dictionary of what player 1's agents get in each play, (pair, 2), their return
+      first, and the policies of both that got it, (pair, 2, n), in iterated games their
+      log-odds, (pair, 2, o):
+        "self_play"            "policies"                  agents among themselves
+        "best_response"        "response_policies"         beside one who learns naively
+                                                           how to exploit such an agent
+        "exact_best_response"  "exact_response_policies"   the same, exact
+        "versus_naive"         "versus_naive_policies"     both learn, the other naively
+        "versus_opponent"      "versus_opponent_policies"  both learn, if there is one
+      With "_2" in the names the same of player 2's agents, their return first, if they
+      are evaluated. In planar games also "trajectories" of self-play, (pair, steps + 1,
+      2), and what `survey` returns.
     """
 
     if agents is None:
@@ -1081,7 +1090,7 @@ def evaluate_game(
 
     def play(key):
         key_start, key_response = jax.random.split(key)
-        # 2: a third key, which `split` has not made.
+        # All plays of a pair draw by the same key. (A third one: not one of the two.)
         key_draw = jax.random.fold_in(key, 2) if draws else None
         start = game.init(key_start)
         newcomers = game.init(key_response)
@@ -1245,15 +1254,16 @@ def over_devices(batch: jax.Array) -> jax.Array:
 
 
 def over_seeds(function: Callable, mesh: Mesh) -> Callable:
-    """Compile `function(keys, *arguments)` of one seed for all: (seeds, *arguments).
+    """Compile a function of one seed for all of them: (seeds, *arguments) -> results.
 
-    Of the seed's two `keys` the first is to train with, the second to evaluate with.
-    Axis 0 of all arguments and results is that of the seeds.
+    It is `function(key to train with, key to evaluate with, *arguments)`. Axis 0 of all
+    arguments and results is that of the seeds.
     """
 
     def of_one(inputs):
         seed, *arguments = inputs
-        return function(jax.random.split(jax.random.key(seed)), *arguments)
+        train_key, eval_key = jax.random.split(jax.random.key(seed))
+        return function(train_key, eval_key, *arguments)
 
     def of_all(*inputs):
         # In turn on a CPU, which is slow at products with a batch of weights.
@@ -1278,11 +1288,13 @@ def flatten(prefix: str, tree) -> dict[str, np.ndarray]:
 
 
 def unflatten(arrays: dict, prefix: str, like):
-    """The pytree of this structure whose leaves `flatten` named. KeyError if missing."""
+    """The pytree of this structure whose leaves `flatten` named; or ValueError."""
     leaves = []
     for path, _ in jax.tree_util.tree_leaves_with_path(like):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        leaves.append(arrays[f"{prefix}/{name}"])
+        name = f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}"
+        if name not in arrays:
+            raise ValueError(f"there is no {name}")
+        leaves.append(arrays[name])
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -1298,6 +1310,8 @@ def checksum(arrays: dict[str, np.ndarray]) -> str:
 
 def save_checkpoint(path: Path, state, curves: dict, settings: str):
     """Write all that is needed to go on. `settings` are those of `print_settings`."""
+    if jax.process_index() > 0:
+        return
     arrays = {"config": np.array(settings)}
     arrays |= flatten("state", state) | flatten("curves", curves)
     arrays["checksum"] = np.array(checksum(arrays))
@@ -1314,7 +1328,7 @@ def load_checkpoint(path: Path, state, config) -> tuple:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         whole = str(arrays.pop("checksum")) == checksum(arrays)
-        had = json.loads(str(arrays["config"]))
+        had = dict(json.loads(str(arrays["config"])))
     except Exception:  # noqa: BLE001 whatever is raised on a damaged file
         whole = False
     if not whole:
@@ -1325,13 +1339,45 @@ def load_checkpoint(path: Path, state, config) -> tuple:
             raise BadCheckpoint(f"--resume: {path} has {flag} {had.get(name)}")
     try:
         saved = unflatten(arrays, "state", state)
-    except KeyError:
-        raise BadCheckpoint(f"--resume: {path} is of another version") from None
+    except ValueError as error:  # of another version of the script, or of optax
+        raise BadCheckpoint(f"--resume: {path} does not fit: {error}") from None
     curves = {}
     for name, array in arrays.items():
         if name.startswith("curves/"):
             curves[name.removeprefix("curves/")] = array
     return saved, curves
+
+
+def load_model(
+    path: str | Path, Config: type, model_init: Callable, seed: int | None, game
+) -> tuple:
+    """A trained model and its settings, from the results of a run.
+
+    Args:
+      path: of the npz.
+      Config: the dataclass of the settings.
+      model_init: (key, game, config) -> parameters of the same structure.
+      seed: which model, if there are several; the first if None.
+      game: the game, if it is not one of `GAMES` or a variant.
+
+    Returns:
+      parameters and settings. ValueError if the file does not have them.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    saved = json.loads(str(arrays["config"]))
+    settings = {}
+    for field in dataclasses.fields(Config):
+        value = saved[field.name]
+        settings[field.name] = tuple(value) if isinstance(value, list) else value
+    config = Config(**settings)
+    game = find_game(config.game if game is None else game)
+    like = jax.eval_shape(lambda key: model_init(key, game, config), jax.random.key(0))
+    of_all = unflatten(arrays, "params", like)
+    index = 0 if seed is None else seed - config.seed
+    if not 0 <= index < config.num_seeds:
+        raise ValueError(f"{path} has no seed {seed}")
+    return jax.tree.map(lambda leaf: leaf[index], of_all), config
 
 
 def train_in_chunks(
@@ -1351,9 +1397,9 @@ def train_in_chunks(
 
     Args:
       seeds: (seed,), uint32.
-      init: keys -> the first state, a NamedTuple with the number of steps done, `step`.
-      chunk: (keys, state, count) -> the state after so many steps, and a dictionary of
-        curves with `loss`, (count,). The keys are those of `over_seeds`, in all chunks.
+      init: key -> the first state, a NamedTuple with the number of steps done, `step`.
+      chunk: (key, state, count) -> the state after so many steps, and a dictionary of
+        curves with `loss`, (count,). `key` is the seed's, the same in all chunks.
       mesh: the devices.
       steps: how many steps there are in all.
       length: how many a chunk has. The last one may have fewer.
@@ -1366,17 +1412,27 @@ def train_in_chunks(
       state and curves, with the axis of the seeds first, in NumPy's arrays. SystemExit,
       status 1, if training diverges; the checkpoint then has the last finite state.
     """
-    state = jax.device_get(over_seeds(init, mesh)(seeds))
+
+    def init_seed(train_key, eval_key):
+        return init(train_key)
+
+    state = jax.device_get(over_seeds(init_seed, mesh)(seeds))
     curves = {}
     if resume and path.exists():
         state, curves = load_checkpoint(path, state, config)
     done = int(state.step[0])
-    print(f"checkpoints in {path}, for --resume", flush=True)
+    save_checkpoint(path, state, curves, settings)
 
     @functools.cache
     def compiled(count):  # a program for chunks of so many steps
-        program = over_seeds(partial(chunk, count=count), mesh)
-        return program.lower(seeds, state).compile()
+        def run_chunk(train_key, eval_key, state):
+            return chunk(train_key, state, count)
+
+        begin = time.perf_counter()
+        program = over_seeds(run_chunk, mesh).lower(seeds, state).compile()
+        seconds = time.perf_counter() - begin
+        print(f"compiled in {seconds:.1f} s; checkpoints in {path}", flush=True)
+        return program
 
     while done < steps:
         count = min(length, steps - done)
@@ -1389,8 +1445,7 @@ def train_in_chunks(
         for name, curve in new.items():
             before = [curves[name]] if name in curves else []
             curves[name] = np.concatenate([*before, curve], axis=1)
-        if jax.process_index() == 0:
-            save_checkpoint(path, state, curves, settings)
+        save_checkpoint(path, state, curves, settings)
         print_progress(done, steps, new, rate)
     return state, curves
 
@@ -1411,8 +1466,8 @@ def check_finite(state, loss: np.ndarray, done: int, path: Path):
         finite[-1] &= np.isfinite(leaf).all()
     if not finite.all():
         step = done + 1 + finite.argmin()
-        kept = f"; {path} has the state after {done}" if done > 0 else ""
-        raise SystemExit(f"training diverged at step {step}{kept}")
+        kept = f"{path} has the state after {done}"
+        raise SystemExit(f"training diverged at step {step}; {kept}")
 
 
 # --- Reporting a run: an npz, a figure and a table ------------------------------------

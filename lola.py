@@ -57,7 +57,7 @@ def flag(default, description, low=None, high=None, **settings):
 
 
 def check_settings(config):
-    """Raise ValueError, which names the flag, if a value is none that the flag takes."""
+    """Raise ValueError, which names the flag, if a value is not one that it takes."""
     for field in dataclasses.fields(config):
         name = field.name.replace("_", "-")
         value = getattr(config, field.name)

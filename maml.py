@@ -1,38 +1,35 @@
-"""M-MAML: learn where to start and how fast to learn, so that naive learning from there ends well.
+"""M-MAML: learn where to start and how fast to learn, so that naive learning ends well.
 
-Al-Shedivat et al. (2018), Continuous Adaptation via Meta-Learning, used on exact games by Lu et al. (2022), Model-Free
-Opponent Shaping. A player in seat i learns an initial policy x_i(0) and a step size s_i. From there on it is a naive
-learner (Eq. 1 of Cooijmans, Aghajohari and Courville, Learning with Learning Awareness using Meta-Values), and so is
-the other, j, which starts at a random policy:
+Al-Shedivat et al. (2018), Continuous Adaptation via Meta-Learning, used on exact games
+by Lu et al. (2022), Model-Free Opponent Shaping. An agent learns a policy to start from
+and a step size s. From there on it is a naive learner (Eq. 1 of Cooijmans, Aghajohari
+and Courville, 2023), and so is its opponent, which starts at a random policy and has
+the step size lr. With the agent in player 1's place:
 
-    x_i(t + 1) = x_i(t) + s_i d f_i / d x_i (x(t)),    x_j(t + 1) = x_j(t) + lr d f_j / d x_j (x(t)).
+    x_1(t + 1) = x_1(t) + s d/dx_1 f_1(x(t))
+    x_2(t + 1) = x_2(t) + lr d/dx_2 f_2(x(t))
 
-Adam ascends the mean of f_i(x(1)), ..., f_i(x(T)) over a batch of opponents. The gradient goes through all T joint
-steps, and so through the opponent's learning, whose rule has to be known. A step size may become negative.
+Adam ascends the mean of f_1(x(1)), ..., f_1(x(T)) over a batch of opponents. Its
+gradient goes through all T joint steps, and so through the opponent's learning, whose
+rule has to be known. A step size may become negative. Another agent learns likewise in
+player 2's place.
 
-    python maml.py --game ipd          returns and training: half a minute on a 2-core CPU
-    python maml.py --game imp --quick  to see it run: 20 seconds
+    python maml.py --game ipd          @@t_ipd@@
+    python maml.py --game imp --quick  @@t_imp@@
 
-What to expect on the IPD: agents that hardly move, or descend, and to whom naive learners yield, mostly -.96 : -1.09;
-among themselves they defect, -2. With --lr 25 the seed decides: -.9 to -2 in training. A run prints a table and writes
-results/maml_GAME.npz and figures/maml_GAME.png.
+On the IPD expect agents that hardly move, or descend, and to whom naive learners yield:
+mostly -.96 for the agent and -1.09 for the learner. Among themselves they defect (-2).
+With --lr 25 the seed decides: the mean return in training is then -.9 to -2. A run
+prints a table and writes results/maml_GAME.npz and figures/maml_GAME.png.
 """
 
+import argparse
 import dataclasses
-import inspect
-import pathlib
-import re
-import sys
+import functools
 import time
-from argparse import (
-    SUPPRESS,
-    ArgumentParser,
-    ArgumentTypeError,
-    BooleanOptionalAction,
-    RawDescriptionHelpFormatter,
-)
 from functools import partial
-from typing import Annotated, NamedTuple, get_origin, get_type_hints
+from pathlib import Path
+from typing import NamedTuple
 
 import chex
 import jax
@@ -41,371 +38,360 @@ import numpy as np
 import optax
 
 from games import (
-    GAMES,
-    VARIANTS_HELP,
     Game,
     evaluate_game,
     find_game,
+    flatten,
+    load_model,
     make_folders,
+    print_progress,
     print_settings,
     report,
     run_script,
     simultaneous_gradient,
 )
 
-NAME = "maml"  # of the files
 
-Count = Annotated[int, 1, 2**31 - 1]  # the least and the greatest value of a setting
+# --- shared: flags (the same lines in every script) ---
+def flag(default, description, low=None, high=None, **settings):
+    """A field of `Config` that is also a flag, a number from `low` to `high` if given.
+
+    `settings` are argparse's.
+    """
+    settings = {"type": type(default), "help": f"{description} ({default})"} | settings
+    metadata = {"low": low, "high": high, "argparse": settings}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-# fmt: off
+def check_settings(config):
+    """Raise ValueError, which names the flag, if a value is not one that it takes."""
+    for field in dataclasses.fields(config):
+        name = field.name.replace("_", "-")
+        value = getattr(config, field.name)
+        choices = field.metadata["argparse"].get("choices")
+        if choices is not None and value not in choices:
+            raise ValueError(f"--{name} takes {', '.join(choices)}, not {value}")
+        low, high = field.metadata["low"], field.metadata["high"]
+        if low is None or value is None:
+            continue
+        numbers = np.ravel(value)
+        if not all(low <= number <= high for number in numbers):
+            given = " ".join(str(number) for number in numbers)
+            raise ValueError(f"--{name} takes {low} to {high}, not {given}")
+
+
+# --- end shared -----------------------------------------------------------------------
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All settings of a run, and so all flags, for the IPD; `make_config` has those for other games."""
+    """Settings of a run. The defaults are for the IPD: see `make_config`."""
 
-    game: str = "ipd"  # the game, or a variant of it
-    seed: Annotated[int, 0, 2**31 - 1] = 0  # first seed
-    num_seeds: Annotated[int, 1, 1000] = 1  # number of seeds, each with policies of its own: seed, seed + 1, ...
-    lr: Annotated[float, 1e-30, 1e30] = 2.0  # step size of the opponents (alpha in Eq. 1), and at first of the agents
-    outer_steps: Count = 1000  # steps of Adam, best a multiple of 25
-    batch_size: Count = 64  # opponents in each of them
-    rollout_length: Count = 300  # joint naive steps T
-    model_lr: Annotated[float, 0.0, 1e30] = 0.1  # learning rate of Adam
-    eval_pairs: Count = 256  # opponents for each seed
-    eval_steps: Count = 500  # steps that policies are followed for
+    game: str = flag(
+        "ipd", "the game, or a variant of it such as ipd+mlp: see games.py"
+    )
+    seed: int = flag(0, "first random seed", 0, 2**31 - 1)
+    num_seeds: int = flag(1, "number of learners: seed, seed + 1, ...", 1, 1000)
+    lr: float = flag(
+        2.0, "step size of opponents, and at first of the agents", 1e-30, 1e30
+    )
+    outer_steps: int = flag(1000, "steps of Adam", 1, 1_000_000)
+    batch_size: int = flag(64, "opponents in each of them", 1, 65_536)
+    rollout_length: int = flag(300, "joint naive steps T", 1, 1_000_000)
+    model_lr: float = flag(0.1, "learning rate of Adam", 0, 1e30)
+    eval_pairs: int = flag(256, "opponents for each seed", 1, 100_000)
+    eval_steps: int = flag(500, "steps that policies are followed for", 1, 1_000_000)
 
     def __post_init__(self):
-        check(self)
-# fmt: on
+        check_settings(self)
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
-    """The settings for a game, one of `GAMES` or one's own, with changes."""
+    """The settings for a game, with changes. ValueError if out of range."""
     played = find_game(game)
     if played.sample is not None:
-        raise ValueError(
-            f"game: {NAME} needs exact returns, not those of {played.name}"
-        )
-    settings = dict(game=played.name, lr=played.lr)
-    settings |= dict(
-        model_lr=min(0.1, 0.1 * played.lr)
-    )  # what is learned is as small as a step size
-    settings |= dict(eval_pairs=32, eval_steps=200) if played.planar else {}
-    settings |= (
-        dict(outer_steps=200, rollout_length=100, eval_pairs=16) if quick else {}
-    )
-    return Config(**settings | changes)
+        raise ValueError(f"maml.py needs exact returns, not those of {played.name}")
+    settings = {"game": played.name, "lr": played.lr}
+    # What is learned is as small as a step size.
+    settings["model_lr"] = min(0.1, 0.1 * played.lr)
+    if played.planar:
+        settings.update(eval_pairs=32, eval_steps=200)
+    if quick:
+        settings.update(outer_steps=200, rollout_length=100, eval_pairs=16)
+    settings.update(changes)
+    return Config(**settings)
+
+
+# --- M-MAML: what an agent ascends ----------------------------------------------------
 
 
 class Learner(NamedTuple):
-    """What is learned: for each seat the policy that an agent there starts from, and its step size."""
+    """What is learned: row i is the agent's in player i's place."""
 
-    policy: jax.Array  # initial policies x(0), (2, n)
+    policy: jax.Array  # where it starts, (2, n)
     step_size: jax.Array  # s, (2,)
 
 
 def meta_return(
     learner: Learner, game: Game, opponent: jax.Array, seat: int, lr: float, steps: int
 ) -> jax.Array:
-    """Mean return of an agent over its first joint steps with a naive learner, the objective.
+    """Mean return of an agent over its first joint steps with a naive learner.
 
     Args:
       learner: where the agent starts, and its step size.
-      opponent: where the other starts, in its row of (2, n).
-      seat: whose place the agent has, 0 or 1.
-      lr: the other's step size.
+      game: the game.
+      opponent: where the opponent starts, in its row of (2, n).
+      seat: whose place the agent has, 0 for player 1's or 1 for player 2's.
+      lr: the opponent's step size.
       steps: joint naive steps T.
 
     Returns:
-      (), mean of f_seat(x(1)), ..., f_seat(x(T)), to be differentiated by `learner`.
+      (), the mean of f_seat(x(1)), ..., f_seat(x(T)), to be differentiated by `learner`.
     """
     chex.assert_shape((learner.policy, opponent), (2, game.n))
     start = opponent.at[seat].set(learner.policy[seat])
-    step_sizes = jnp.full((2, 1), lr, start.dtype).at[seat].set(learner.step_size[seat])
+    step_sizes = jnp.full(2, lr, start.dtype).at[seat].set(learner.step_size[seat])
 
-    @jax.checkpoint  # backwards each step is computed again from its x: half the time of reading what it kept
+    # To compute each step again on the way back takes half the time of reading what
+    # was kept of it.
+    @jax.checkpoint
     def step(x, _):
-        x = x + step_sizes * simultaneous_gradient(game.f, x)
+        x = x + step_sizes[:, None] * simultaneous_gradient(game.f, x)
         return x, game.f(x)[seat]
 
-    return jax.lax.scan(step, start, length=steps)[1].mean()
+    _, returns = jax.lax.scan(step, start, length=steps)
+    return returns.mean()
 
 
-def model_init(key: jax.Array, game: Game, config: Config) -> Learner:
-    """What it begins with: random policies, and the opponents' step size."""
-    policy = game.init(key)
-    return Learner(policy, jnp.full(2, config.lr, policy.dtype))
+# --- Training -------------------------------------------------------------------------
 
 
 class TrainState(NamedTuple):
-    """What changes while a learner is trained."""
+    """What changes in training."""
 
     params: Learner
     opt_state: optax.OptState
     step: jax.Array  # steps of Adam done
 
 
+def model_init(key: jax.Array, game: Game, config: Config) -> Learner:
+    """What training begins with: random policies, and the opponents' step size."""
+    policy = game.init(key)
+    return Learner(policy, jnp.full(2, config.lr, policy.dtype))
+
+
 def train_init(key: jax.Array, game: Game, config: Config) -> TrainState:
-    """The state before the first step of Adam."""
+    """The state before the first step of Adam. `key` is the seed's."""
     params = model_init(jax.random.fold_in(key, 0), game, config)
-    return TrainState(
-        params, optax.adam(config.model_lr).init(params), jnp.zeros((), jnp.int32)
-    )
+    opt_state = optax.adam(config.model_lr).init(params)
+    return TrainState(params, opt_state, jnp.int32(0))
 
 
 def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config):
-    """A step of Adam on the mean returns of both seats, each against opponents of its own. Returns (state, metrics)."""
-    keys = jax.random.split(key, (2, config.batch_size))
+    """A step of Adam for both agents, each against opponents of its own.
+
+    Returns (state, metrics).
+    """
+    keys_1, keys_2 = jax.random.split(key, (2, config.batch_size))
+    opponents_1 = jax.vmap(game.init)(keys_1)  # (batch, 2, n), of player 1's agent
+    opponents_2 = jax.vmap(game.init)(keys_2)
+
+    def mean_return(params, opponents, seat):
+        def one(opponent):
+            return meta_return(
+                params, game, opponent, seat, config.lr, config.rollout_length
+            )
+
+        return jax.vmap(one)(opponents).mean()
 
     def loss(params):
-        one = partial(
-            meta_return, params, game, lr=config.lr, steps=config.rollout_length
-        )
-        returns = [
-            jax.vmap(lambda key: one(game.init(key), seat))(keys[seat]).mean()
-            for seat in (0, 1)
-        ]
-        return -jnp.stack(returns).mean(), jnp.stack(returns)
+        return_1 = mean_return(params, opponents_1, 0)
+        return_2 = mean_return(params, opponents_2, 1)
+        returns = jnp.stack([return_1, return_2])
+        return -returns.mean(), returns
 
     (value, returns), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+    change, opt_state = optax.adam(config.model_lr).update(gradient, state.opt_state)
+    params = optax.apply_updates(state.params, change)
     metrics = {
         "loss": value,
         "mean_return": returns,
         "step_size": state.params.step_size,
     }
-    step, opt_state = optax.adam(config.model_lr).update(gradient, state.opt_state)
-    return TrainState(
-        optax.apply_updates(state.params, step), opt_state, state.step + 1
-    ), metrics
+    return TrainState(params, opt_state, state.step + 1), metrics
 
 
-def train_steps(
-    key: jax.Array, state: TrainState, game: Game, config: Config, count: int
-):
-    """As many steps of Adam, for one seed. `key` is the seed's, wherever it begins. Returns (state, metrics)."""
-    keys = jax.vmap(partial(jax.random.fold_in, key))(
-        1 + state.step + jnp.arange(count)
-    )
-    return jax.lax.scan(
-        lambda state, key: outer_step(key, state, game, config), state, keys
-    )
+def train_chunk(key: jax.Array, state: TrainState, game: Game, config: Config, count):
+    """`count` steps of Adam. Returns (state, curves), the metrics of each step.
+
+    `key` is the seed's, in all chunks. "loss" is (count,); "mean_return" and
+    "step_size" are (count, 2), player 1's agent first.
+    """
+
+    def step(state, _):
+        key_step = jax.random.fold_in(key, 1 + state.step)
+        return outer_step(key_step, state, game, config)
+
+    return jax.lax.scan(step, state, length=count)
 
 
 def train(key: jax.Array, game: Game, config: Config):
-    """Train one learner: (parameters, metrics of all steps). Jit it with game and config static, map it over keys."""
-    state, metrics = train_steps(
-        key, train_init(key, game, config), game, config, config.outer_steps
-    )
-    return state.params, metrics
+    """Train one learner. Returns (params, curves), as `train_chunk` of all steps.
+
+    Jit it with `game` and `config` static, and map it over keys for several learners.
+    """
+    state = train_init(key, game, config)
+    state, curves = train_chunk(key, state, game, config, config.outer_steps)
+    return state.params, curves
+
+
+# --- Evaluation -----------------------------------------------------------------------
 
 
 def evaluate(
     key: jax.Array, params: Learner, game: Game, config: Config
 ) -> dict[str, jax.Array]:
-    """Evaluate learners from where they start, beside others that start where `key` draws. Arrays (1, ...).
+    """Agents from where they start, beside others that start where `key` draws.
 
-    In self-play all pairs of a seed are the same: only seeds differ.
+    The arrays are those of `evaluate_game` with an axis of length 1 before. In
+    self-play all pairs of a seed are the same: only seeds differ.
     """
 
-    step = lambda x: (
-        x + params.step_size[:, None] * simultaneous_gradient(game.f, x)
-    )  # of a size of one's own
-    settings = dict(lr=config.lr, steps=config.eval_steps, pairs=config.eval_pairs)
-    results = evaluate_game(key, game, step, agent_start=params.policy, **settings)
+    def step(x):  # each player has a step size of its own
+        return x + params.step_size[:, None] * simultaneous_gradient(game.f, x)
+
+    results = evaluate_game(
+        key,
+        game,
+        step,
+        lr=config.lr,
+        steps=config.eval_steps,
+        pairs=config.eval_pairs,
+        agent_start=params.policy,
+    )
     return jax.tree.map(lambda leaf: leaf[None], results)
 
 
-def main(argv=None):
-    config, game, args = parse(argv)
-    make_output_folders(args)
-    described = print_settings(config)
-    seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
-    length = max(
-        length for length in range(1, 26) if config.outer_steps % length == 0
-    )  # of a chunk, all alike
-    keys, eval_keys = jax.vmap(
-        lambda seed: jax.random.split(jax.random.key(seed)), out_axes=1
-    )(seeds)
-    state, begin = (
-        jax.vmap(lambda key: train_init(key, game, config))(keys),
-        time.perf_counter(),
-    )
-    chunk = jax.vmap(lambda key, state: train_steps(key, state, game, config, length))
-    chunk = jax.jit(chunk).lower(keys, state).compile()
-    print(
-        f"compiled in {time.perf_counter() - begin:.1f} s; there are no checkpoints",
-        flush=True,
-    )
-    parts, begin = [], time.perf_counter()
-    for done in range(length, config.outer_steps + 1, length):
-        state, metrics = chunk(keys, state)
-        parts.append(jax.device_get(metrics))
-        if not all(
-            np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, parts[-1]))
-        ):
-            sys.exit(
-                f"{NAME}.py: training diverged between steps {done - length} and {done}"
-            )
-        rate, best = (
-            done / (time.perf_counter() - begin),
-            -parts[-1]["loss"][:, -1].mean(),
-        )
-        speed = f"{rate:.3g} steps/s  {(config.outer_steps - done) / rate:.0f} s left"
-        print(
-            f"{done:6d} / {config.outer_steps}  mean return {best:.4g}  {speed}",
-            flush=True,
-        )
-    curves = {
-        name: np.concatenate([part[name] for part in parts], 1) for name in parts[0]
-    }
-    final = jax.vmap(
-        lambda key, params: evaluate(key, params, game, config), out_axes=1
-    )
-    results = jax.device_get(jax.jit(final)(eval_keys, state.params)) | curves
-    results |= {
-        f"params/{name}": np.asarray(leaf)
-        for name, leaf in state.params._asdict().items()
-    }
-
-    def draw_curves(figure):
-        for axis, name in zip(figure.subplots(1, 2), ("mean_return", "step_size")):
-            for seat, style in enumerate("-:"):
-                axis.plot(
-                    curves[name][..., seat].T, style, color="tab:red", linewidth=0.6
-                )  # a line for each seed
-            axis.set(xlabel="steps of Adam (dotted: player 2)", ylabel=name)
-
-    report(
-        NAME,
-        game,
-        described,
-        [config.lr],
-        results,
-        symbol="lr",
-        color="tab:red",
-        out=args.out,
-        draw_below=draw_curves,
-    )
+# --- Command line ---------------------------------------------------------------------
 
 
-# --- shared: command line of scripts that train ---
-def check(config):
-    """Raise ValueError where a field is out of the range in its type: flag, what it takes. Lists become tuples."""
-    for name, hint in list(get_type_hints(Config, include_extras=True).items())[
-        1:
-    ]:  # all but the game
-        value, takes = getattr(config, name), hint.__metadata__
-        if get_origin(hint.__origin__) is tuple:
-            object.__setattr__(
-                config, name, value := tuple(np.ravel(value).tolist())
-            )  # jit hashes static arguments
-        each = [
-            one
-            for one in np.ravel(value)
-            if one is not None or getattr(Config, name) is not None
-        ]
-        if not all(
-            one in takes if isinstance(one, str) else takes[0] <= one <= takes[1]
-            for one in each
-        ):
-            words = (
-                " or ".join(takes)
-                if isinstance(takes[0], str)
-                else "numbers from {:g} to {:.10g}".format(*takes)
-            )
-            raise ValueError(
-                f"{name.replace('_', '-')}: takes {words}, not {' '.join(map(str, each))}"
-            )
-
-
-def game_name(text: str) -> str:
-    """The name of a game, for argparse."""
-    try:
-        return find_game(text).name
-    except ValueError as error:
-        raise ArgumentTypeError(str(error).removeprefix("game ")) from None
-
-
-def parse(argv, **switches):
-    """The command line, a flag for each field of Config and for `switches`: (config, game, arguments)."""
-    # argparse takes -1e6 for a flag, but not with a space before it.
-    argv = [
-        re.sub(r"^-(?=[\d.])", " -", word)
-        for word in (sys.argv[1:] if argv is None else argv)
-    ]
-    layout = dict(
-        usage=SUPPRESS,
-        formatter_class=RawDescriptionHelpFormatter,
-        add_help=False,
+# --- shared: command line (the same lines in every script) ---
+def parse_args(argv=None) -> tuple[Config, str]:
+    """Settings from the command line, a flag for each field of `Config`; and --out."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        usage=argparse.SUPPRESS,  # so that an error is one line
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser = ArgumentParser(f"{NAME}.py", description=__doc__, **layout)
-    shown = f"the game: {', '.join(sorted(GAMES))}; or a variant of it: {VARIANTS_HELP} (default: ipd)"
-    parser.add_argument("--game", default="ipd", type=game_name, help=shown)
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="a small run that shows the phenomenon in minutes",
-    )
-    known = parser.parse_known_args(argv)[
-        0
-    ]  # --help shows the defaults that go with these two
-    parser.add_argument("-h", "--help", action="help", help="show this and exit")
-    parser.add_argument(
-        "--out",
-        type=pathlib.Path,
-        default=".",
-        help="where results/ and figures/ go (default: .)",
-    )
-    for name, settings in switches.items():
-        parser.add_argument(f"--{name}", **settings)
+    parser.add_argument("--quick", action="store_true", help="a small run")
+    parser.add_argument("--out", default=".", help="folder of results/ and figures/")
+    for field in dataclasses.fields(Config):
+        name = "--" + field.name.replace("_", "-")
+        settings = field.metadata["argparse"]
+        # Only what is given is a change: defaults depend on the game.
+        parser.add_argument(name, default=argparse.SUPPRESS, **settings)
+    arguments = vars(parser.parse_args(argv))
+    out = arguments.pop("out")
     try:
-        defaults = make_config(known.game, known.quick)
+        config = make_config(**arguments)
+        make_folders(out)
     except ValueError as error:
-        parser.error(f"argument --{error}")
-    hints = get_type_hints(Config, include_extras=True)
-    for name, comment in re.findall(
-        r"^    (\w+): .*  # (.*)$", inspect.getsource(Config), re.MULTILINE
-    )[1:]:
-        value, takes = getattr(defaults, name), hints[name].__metadata__
-        settings = dict(
-            type=type(takes[0]), nargs="+" if isinstance(value, tuple) else None
-        )
-        settings = {
-            bool: dict(action=BooleanOptionalAction),
-            str: dict(choices=takes),
-        }.get(type(takes[0]), settings)
-        shown = f"{comment} (default: {' '.join(map(str, np.ravel(value))) or None})"
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", default=SUPPRESS, help=shown, **settings
-        )
-    args = parser.parse_args(argv)
-    args.refuse = parser.error
-    try:
-        config = make_config(
-            **{
-                name: value
-                for name, value in vars(args).items()
-                if name in (*hints, "quick")
-            }
-        )
-    except ValueError as error:
-        parser.error(f"argument --{error}")
-    args.results = (
-        args.out / f"results/{getattr(config, 'name', NAME)}_{config.game}.npz"
+        parser.error(str(error))
+    return config, out
+
+
+# --- end shared -----------------------------------------------------------------------
+
+
+def load(path: str | Path, seed: int | None = None, game: Game | None = None):
+    """The learner of results/maml_GAME.npz. Returns (params, config).
+
+    Args:
+      path: of the file.
+      seed: which learner, if the file has several; the first if None.
+      game: the game, if it is not one of games.py.
+    """
+    return load_model(path, Config, model_init, seed, game)
+
+
+CHUNK = 25  # steps of Adam between two lines of progress
+
+
+def train_seeds(seeds: np.ndarray, game: Game, config: Config):
+    """Train a learner for each seed. Returns (params, curves), axis 0 that of the seeds.
+
+    It takes a minute: there are no checkpoints. SystemExit, status 1, if it diverges.
+    """
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed))[0])(seeds)
+    state = jax.vmap(lambda key: train_init(key, game, config))(keys)
+    parts = []
+
+    @functools.cache
+    def compiled(count):  # a program for chunks of so many steps
+        chunk = partial(train_chunk, game=game, config=config, count=count)
+        return jax.jit(jax.vmap(chunk)).lower(keys, state).compile()
+
+    for done in range(0, config.outer_steps, CHUNK):
+        count = min(CHUNK, config.outer_steps - done)
+        run = compiled(count)
+        begin = time.perf_counter()
+        state, curves = jax.device_get(run(keys, state))
+        rate = count / (time.perf_counter() - begin)
+        finite = [np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, curves))]
+        if not all(finite):
+            steps = f"between steps {done} and {done + count}"
+            raise SystemExit(f"training diverged {steps}")
+        parts.append(curves)
+        print_progress(done + count, config.outer_steps, curves, rate)
+
+    curves = {}
+    for name in parts[0]:
+        curves[name] = np.concatenate([part[name] for part in parts], axis=1)
+    return state.params, curves
+
+
+def draw_curves(figure, curves: dict, config: Config):
+    """How training went, two lines for each seed."""
+    left, right = figure.subplots(1, 2)
+    steps = np.arange(1, config.outer_steps + 1)
+    for axis, name in ((left, "mean_return"), (right, "step_size")):
+        curve = curves[name]  # (seed, step, 2)
+        axis.plot(steps, curve[..., 0].T, "-", color="tab:red", linewidth=0.6)
+        axis.plot(steps, curve[..., 1].T, ":", color="tab:red", linewidth=0.6)
+        axis.set(xlabel="steps of Adam")
+    left.set(ylabel="mean return in training")
+    right.set(ylabel="step size of the agent")
+    lines = [right.lines[0], right.lines[-1]]
+    names = ["agent, player 1", "agent, player 2"]
+    right.legend(lines, names, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def main(argv=None):
+    config, out = parse_args(argv)
+    game = find_game(config.game)
+    settings = print_settings(config)
+    seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
+    params, curves = train_seeds(seeds, game, config)
+
+    def evaluate_one(seed, params):
+        _, key = jax.random.split(jax.random.key(seed))  # the first is for training
+        return evaluate(key, params, game, config)
+
+    evaluate_all = jax.jit(jax.vmap(evaluate_one, out_axes=1))
+    results = jax.device_get(evaluate_all(seeds, params))
+    results |= curves | flatten("params", params)
+    report(
+        "maml",
+        game,
+        settings,
+        [config.lr],
+        results,
+        symbol="step size lr",
+        color="tab:red",
+        out=out,
+        draw_below=lambda figure: draw_curves(figure, curves, config),
     )
-    return config, find_game(config.game), args
-
-
-def make_output_folders(args):
-    """Make results/ and figures/ once arguments and devices are checked, or refuse --out."""
-    try:
-        make_folders(args.out)
-    except ValueError as error:
-        args.refuse(str(error))
-
-
-# --- end shared ---
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ from games import (
     iterated_returns,
     simultaneous_gradient,
     state_distribution,
+    unflatten,
     write_file,
 )
 
@@ -246,6 +247,11 @@ for (name, change), (game, step) in itertools.product(
     theirs = dict(lr=step, eval_steps=300, num_seeds=count) | theirs | change
     RUNS.setdefault(f"{name}_{game}", Run(script, game, ours, small))
     RUNS[f"authors/{name}_{game}"] = Run(script, game, theirs, small)
+    if script == "meva" and change and not GAMES[game].symmetric:
+        # One model beside an opponent is for one seat.
+        RUNS.setdefault(f"{name}_{game}+swapped", Run(script, f"{game}+swapped", ours))
+        seat_2 = Run(script, f"{game}+swapped", theirs)
+        RUNS[f"authors/{name}_{game}+swapped"] = seat_2
 RUNS |= {
     f"tournament_{game}": Run(
         "plots", game, dict(table="tournament", protocol="authors")
@@ -429,14 +435,16 @@ def find(
 
 def load_models(script: str, results: Results, game: Game):
     """The configuration and the trained models of a run, a pytree with a leading axis of seeds."""
-    config = SCRIPTS[script].Config(
-        **{name: value for name, value in results["config"].items() if name != "run_on"}
-    )
+    settings = {}
+    for name, value in results["config"].items():
+        if name != "run_on":
+            settings[name] = tuple(value) if isinstance(value, list) else value
+    config = SCRIPTS[script].Config(**settings)
     like = SCRIPTS[script].model_init(jax.random.key(0), game, config)
-    leaves = [
-        results[name] for name in SCRIPTS[script].flatten("params", like)
-    ]  # (seed, ...) each
-    return config, jax.tree.unflatten(jax.tree.structure(like), leaves)
+    try:
+        return config, unflatten(results, "params", like)
+    except ValueError as error:
+        raise Broken(f"{results['path']}: {error}") from None
 
 
 def at(results: Results, setting: float, exactly=True) -> int:
@@ -1572,9 +1580,7 @@ def contestants(
         return x[seat] + play.lr * cola.cola_gradient(model, game, x, play.alpha)[seat]
 
     def follow_meva(config, model, x, seat, gammas, key):
-        gradient = meva.meva_gradient(
-            model, game, x, np.float32(gammas), config, slice(seat, seat + 1)
-        )
+        gradient = meva.meva_gradient(model, game, x, np.float32(gammas), config)
         return x[seat] + play.lr * gradient[seat]
 
     def draw_policy(config, agents, x, seat, gammas, key):
@@ -1590,12 +1596,17 @@ def contestants(
     }
     for name, results in runs.items():
         script = name.split("-")[0]
+        if name.endswith("+swapped"):
+            continue
         if script == "maml":
             everyone[name] = Contestant(
                 learner, results["params/step_size"], starts=results["params/policy"]
             )
         else:
             config, models = load_models(script, results, game)
+            if f"{name}+swapped" in runs:  # a model for each seat
+                _, seat_2 = load_models(script, runs[f"{name}+swapped"], game)
+                models = (models, seat_2)
             rule = dict(cola=follow_cola, meva=follow_meva, mfos=draw_policy)[script]
             everyone[name] = Contestant(
                 partial(rule, config), models, play.gamma * (script == "meva")
@@ -1963,8 +1974,9 @@ def tournament(game: Game, protocol: str, out: pathlib.Path) -> list[str]:
     """Hold, write, print and draw a tournament of all whose models are there. Returns the names of missing runs."""
     play = protocol_of(game.name, protocol)
     names = {
-        name: f"{'authors/' * (protocol == 'authors')}{name}_{game.name}"
+        name + seat: f"{'authors/' * (protocol == 'authors')}{name}_{game.name}{seat}"
         for name in TRAINED
+        for seat in ("", "+swapped")
     }
     runs, sources, missing = find(
         [*filter(RUNS.get, names.values())], out, exactly=True

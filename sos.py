@@ -17,8 +17,8 @@ strict saddles (Thm. 6). `--variant` has related methods.
 
 On the IPD both players defect at alpha = 0, a return of -2 each. They cooperate more
 the larger alpha is: -1.44 at 10, -1.22 at 100. Best responses, which a run computes,
-get more than they do. On Tandem, at the default alphas, LOLA's players push on to where both lose. SOS's players
-stop where naive learners stop.
+get more than they do. On Tandem, at the default alphas, LOLA's players push on to where
+both lose. SOS's players stop where naive learners stop.
 
 Two differences to their text and code. They minimise losses L = -f: their xi is our -g,
 and their H is our -H. And we multiply returns by 1 - discount; they do not. On the IPD
@@ -61,7 +61,7 @@ def flag(default, description, low=None, high=None, **settings):
 
 
 def check_settings(config):
-    """Raise ValueError, which names the flag, if a value is none that the flag takes."""
+    """Raise ValueError, which names the flag, if a value is not one that it takes."""
     for field in dataclasses.fields(config):
         name = field.name.replace("_", "-")
         value = getattr(config, field.name)
