@@ -1492,6 +1492,7 @@ def report(
     color: str,
     out: str = ".",
     draw_below: Callable | None = None,
+    jumps: bool = False,
 ):
     """Write results/ALGORITHM_GAME.npz and figures/ALGORITHM_GAME.png, print a table.
 
@@ -1505,6 +1506,7 @@ def report(
       color: of the algorithm in figures.
       out: the folder that results/ and figures/ are in.
       draw_below: draws something else, on a figure of its own below: `draw(figure)`.
+      jumps: whether policies jump from step to step, and are drawn without lines.
     """
     if jax.process_index() > 0:
         return
@@ -1514,7 +1516,7 @@ def report(
     npz = Path(out) / "results" / f"{algorithm}_{game.name}.npz"
     write_file(npz, partial(np.savez_compressed, **results))
 
-    figure = draw_report(algorithm, game, results, symbol, color, draw_below)
+    figure = draw_report(algorithm, game, results, symbol, color, draw_below, jumps)
     png = Path(out) / "figures" / f"{algorithm}_{game.name}.png"
     write_file(png, partial(figure.savefig, dpi=150))
 
@@ -1603,7 +1605,9 @@ def robust_limits(values: np.ndarray, least: float) -> tuple[float, float]:
     return bottom - margin, top + margin
 
 
-def draw_report(algorithm, game, results, symbol, color, draw_below) -> Figure:
+def draw_report(
+    algorithm, game, results, symbol, color, draw_below=None, jumps=False
+) -> Figure:
     """The figure of a run: the arguments are those of `report`."""
     players = players_of(results)
     width, height = 10, 5.5 * len(players)
@@ -1618,7 +1622,7 @@ def draw_report(algorithm, game, results, symbol, color, draw_below) -> Figure:
     seeds = results["policies"].shape[1]
     upper.suptitle(f"{algorithm} on {game.name}, {seeds} seed" + "s" * (seeds > 1))
     if game.planar:
-        draw_plane(upper, game, results, symbol, color)
+        draw_plane(upper, game, results, symbol, color, jumps)
         return figure
     parts = upper.subfigures(len(players), 1, squeeze=False)[:, 0]
     for player, part in zip(players, parts):
@@ -1626,7 +1630,9 @@ def draw_report(algorithm, game, results, symbol, color, draw_below) -> Figure:
     return figure
 
 
-def draw_plane(figure: Figure, game: Game, results: dict, symbol: str, color: str):
+def draw_plane(
+    figure: Figure, game: Game, results: dict, symbol: str, color: str, jumps: bool
+):
     """Trajectories of the first seed, and where the grid's points end (Fig. 2).
 
     White: points that end at x_1, x_2 > 0; gray: with some seeds.
@@ -1636,10 +1642,12 @@ def draw_plane(figure: Figure, game: Game, results: dict, symbol: str, color: st
     edge = game.extent * 29 / 28  # each point of the grid in the middle of its cell
     for i, setting in enumerate(sweep):
         top, bottom = panels[:, i]
+        style = {"linestyle": "none", "marker": ",", "alpha": 0.5} if jumps else {}
         for path in results["trajectories"][i, 0]:  # (time, 2)
-            top.plot(path[:, 0], path[:, 1], color=color, linewidth=0.6)
+            top.plot(path[:, 0], path[:, 1], color=color, linewidth=0.6, **style)
             top.plot(path[-1, 0], path[-1, 1], ".", color="black")
-        top.set(title=f"{symbol} = {setting:g}", ylabel="$x_2$", aspect="equal")
+        title = f"{symbol} = {setting:g}" if len(sweep) > 1 else "self-play"
+        top.set(title=title, ylabel="$x_2$", aspect="equal")
         top.set(xlim=(-edge, edge), ylim=(-edge, edge))
 
         share = (results["endpoints"][i] > 0).all(axis=-1).mean(axis=0)  # (29, 29)

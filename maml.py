@@ -14,8 +14,8 @@ gradient goes through all T joint steps, and so through the opponent's learning,
 rule has to be known. A step size may become negative. Another agent learns likewise in
 player 2's place.
 
-    python maml.py --game ipd          @@t_ipd@@
-    python maml.py --game imp --quick  @@t_imp@@
+    python maml.py --game ipd          half a minute to two minutes on two cores
+    python maml.py --game imp --quick  a small run, 20 to 30 seconds
 
 On the IPD expect agents that hardly move, or descend, and to whom naive learners yield:
 mostly -.96 for the agent and -1.09 for the learner. Among themselves they defect (-2).
@@ -146,7 +146,8 @@ def meta_return(
       steps: joint naive steps T.
 
     Returns:
-      (), the mean of f_seat(x(1)), ..., f_seat(x(T)), to be differentiated by `learner`.
+      (), the mean of f_seat(x(1)), ..., f_seat(x(T)). Its gradient by `learner` is what
+      the agent ascends.
     """
     chex.assert_shape((learner.policy, opponent), (2, game.n))
     start = opponent.at[seat].set(learner.policy[seat])
@@ -319,9 +320,9 @@ CHUNK = 25  # steps of Adam between two lines of progress
 
 
 def train_seeds(seeds: np.ndarray, game: Game, config: Config):
-    """Train a learner for each seed. Returns (params, curves), axis 0 that of the seeds.
+    """Train a learner for each seed. Returns (params, curves), with seeds on axis 0.
 
-    It takes a minute: there are no checkpoints. SystemExit, status 1, if it diverges.
+    Training is short: there are no checkpoints. SystemExit, status 1, if it diverges.
     """
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed))[0])(seeds)
     state = jax.vmap(lambda key: train_init(key, game, config))(keys)

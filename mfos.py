@@ -33,7 +33,6 @@ results/mfos_GAME.npz and figures/mfos_GAME.png.
 
 import argparse
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -52,6 +51,7 @@ from games import (
     evaluate_game,
     find_game,
     flatten,
+    load_model,
     make_folders,
     over_devices,
     over_seeds,
@@ -61,7 +61,6 @@ from games import (
     run_script,
     simultaneous_gradient,
     train_in_chunks,
-    unflatten,
     use_devices,
 )
 
@@ -560,18 +559,7 @@ def load(path: str | Path, seed: int | None = None, game: Game | None = None):
       seed: which agents, if the file has those of several; the first if None.
       game: the game, if it is not one of games.py.
     """
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-    settings = json.loads(str(arrays["config"]))
-    names = [field.name for field in dataclasses.fields(Config)]
-    config = Config(**{name: settings[name] for name in names})
-    game = find_game(config.game if game is None else game)
-    like = jax.eval_shape(lambda key: model_init(key, game, config), jax.random.key(0))
-    of_all = unflatten(arrays, "params", like)
-    index = 0 if seed is None else seed - config.seed
-    if not 0 <= index < config.num_seeds:
-        raise ValueError(f"{path} has no seed {seed}")
-    return jax.tree.map(lambda leaf: leaf[index], of_all), config
+    return load_model(path, Config, model_init, seed, game)
 
 
 CHUNK = 10  # outer loops between two checkpoints
@@ -678,6 +666,7 @@ def main(argv=None):
         color="tab:pink",
         out=out,
         draw_below=lambda figure: draw_curves(figure, curves, results),
+        jumps=True,
     )
 
 
