@@ -47,6 +47,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 
@@ -1253,6 +1254,27 @@ def over_devices(batch: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(batch, PartitionSpec("batch"))
 
 
+def mean_over_devices(function: Callable, params, *batch, axis: int = 0):
+    """`function(params, *batch)`, a pytree of means over a batch that devices share.
+
+    `axis` is that of the batch in all of its arrays. All means are added up at once.
+    JAX by itself, as with `over_devices`, adds them up leaf by leaf, and in each step
+    of a loop: on two cores COLA then takes 1.5 times as long, and M-FOS as well.
+    """
+    if jax.sharding.get_abstract_mesh().size <= 1:  # 0: no mesh is set
+        return function(params, *batch)
+
+    def of_share(params, *batch):
+        numbers, unravel = ravel_pytree(function(params, *batch))
+        return unravel(jax.lax.pmean(numbers, "batch"))
+
+    whole, share = PartitionSpec(), PartitionSpec(*[None] * axis, "batch")
+    specs = (whole, *[share] * len(batch))
+    # With check_vma JAX would add up gradients by itself.
+    shared = jax.shard_map(of_share, in_specs=specs, out_specs=whole, check_vma=False)
+    return shared(params, *batch)
+
+
 def over_seeds(function: Callable, mesh: Mesh) -> Callable:
     """Compile a function of one seed for all of them: (seeds, *arguments) -> results.
 
@@ -1454,7 +1476,8 @@ def print_progress(done: int, steps: int, curves: dict, rate: float):
     """How far training is; the last numbers of its curves, means over seeds; speed."""
     words = [f"{done:6d} / {steps}"]
     for name, curve in curves.items():
-        words.append(f"{name} {curve[:, -1].mean():.4g}")
+        last = np.ravel(curve[:, -1].mean(axis=0))
+        words.append(f"{name} {' : '.join(f'{number:.4g}' for number in last)}")
     words.append(f"{rate:.3g} steps/s  {(steps - done) / rate:.0f} s left")
     print("  ".join(words), flush=True)
 
@@ -1569,7 +1592,7 @@ def describe_returns(returns: np.ndarray) -> str:
 
 def print_table(game: Game, results: dict, symbol: str):
     """Returns of all plays by setting, and where the points of a planar game end."""
-    seeds, pairs = results["policies"].shape[1:3]
+    seeds, pairs = next(iter(plays_of(results, 1).values())).shape[1:3]
     over = f"{seeds} seeds" if seeds > 1 else f"{pairs} pairs of policies"
     swept = symbol.strip("$\\")  # alpha, not LaTeX's
     print(f"Mean returns by {swept}, agent : other, +- standard error over {over}")

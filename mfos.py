@@ -21,8 +21,8 @@ its policies likewise. (The authors' pairs of agents begin with naive learners i
 of each other, in ever fewer episodes, and learn slower.)
 
     python mfos.py --game ipd          4096 starts for each episode, as the authors
-                                       have: a minute on a GPU, 45 without
-    python mfos.py --game ipd --quick  256 starts: two to four minutes on two cores
+                                       have: a minute on a GPU, 20 to 40 on two cores
+    python mfos.py --game ipd --quick  256 starts: one to three minutes on two cores
 
 What to expect on the IPD, as means over a meta-episode, agent : other. Of eight models
 of 4096 starts three extort naive learners, at -.48 : -2.16, while four are still on a
@@ -42,9 +42,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.flatten_util import ravel_pytree
 from jax.scipy.stats import norm
-from jax.sharding import PartitionSpec
 
 from games import (
     Game,
@@ -53,6 +51,7 @@ from games import (
     flatten,
     load_model,
     make_folders,
+    mean_over_devices,
     over_devices,
     over_seeds,
     print_settings,
@@ -392,27 +391,6 @@ def loss_and_gradient(agent: Agent, *batch, config: Config):
 
     losses_and_gradients = jax.lax.map(of_step, batch)  # one after another: less memory
     return jax.tree.map(partial(jnp.mean, axis=0), losses_and_gradients)
-
-
-def mean_over_devices(function, params, *batch, axis: int = 0):
-    """`function(params, *batch)`, a pytree of means over a batch dealt out to devices.
-
-    Each device of the mesh that is set has its share of the batch, which is an axis of
-    the arrays. There is one sum over devices for all. JAX by itself has one for each
-    meta-step, and two devices are slower than one.
-    """
-    if jax.sharding.get_abstract_mesh().size <= 1:  # 0: no mesh is set
-        return function(params, *batch)
-
-    def of_share(params, *batch):
-        numbers, unravel = ravel_pytree(function(params, *batch))
-        return unravel(jax.lax.pmean(numbers, "batch"))
-
-    whole, share = PartitionSpec(), PartitionSpec(*[None] * axis, "batch")
-    specs = (whole, *[share] * len(batch))
-    # With check_vma JAX would add up gradients by itself.
-    dealt = jax.shard_map(of_share, in_specs=specs, out_specs=whole, check_vma=False)
-    return dealt(params, *batch)
 
 
 def ppo_update(agent: Agent, opt_state, episodes: Episode, config: Config) -> tuple:
