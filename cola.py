@@ -1,8 +1,10 @@
 """COLA, consistent LOLA: a learned gradient that looks ahead at itself.
 
-Willi et al. (2022), as in Cooijmans, Aghajohari and Courville (2023), App. B. HOLA(n)
-looks one step further ahead than it takes the other to look. COLA's gradient g is what
-players should follow if both follow it, a fixed point of HOLA's recursion (cf. Eq. 3):
+Willi et al. (2022), as in App. B of Cooijmans, Aghajohari and Courville (2023), whose
+equations and figures are meant below. A player of HOLA(n), higher-order LOLA (hola.py),
+takes the other to be one of HOLA(n - 1). COLA's gradient g is what players should
+follow if both follow it, a fixed point of that recursion (cf. Eq. 3). With f_i the
+return of player i, x_i its policy and alpha a look-ahead step,
 
     g_1(x) = d/dx_1 f_1(x_1, x_2 + alpha g_2(x))
     g_2(x) = d/dx_2 f_2(x_1 + alpha g_1(x), x_2)
@@ -17,14 +19,15 @@ in [0, alpha_max]: it minimises the squared distance between both sides (cf. Eq.
 The paper leaves open how long to train, with which batch, optimiser and learning rate,
 how the squared distance is averaged, and whether the right side is held constant. Here
 it is summed over both players' parameters and averaged over 128 joint policies from the
-game's `init`, each with an alpha ~ U[0, alpha_max]. Both sides are differentiated:
-without that the model does not become consistent at large alpha. Adam takes 10000
-steps, with a learning rate that decays to 0 by a cosine.
+game's `init`, each with an alpha ~ U[0, alpha_max]. Gradients flow through both sides:
+otherwise the model does not become consistent at large alpha. Adam takes 10000 steps,
+with a learning rate that decays to 0 by a cosine.
 
 On the IPD both players defect at alpha = 0, a return of -2 each, and cooperate at
-alpha = 10, -1.04 each. A best response to these agents gets -.96, and leaves them -1.6.
-On the Logistic Game the basin of B, the better of two solutions, grows around the edges
-and around the origin, to 62 % of the grid at alpha = 10. A run prints a table and
+alpha = 10, -1.04 each. They can be exploited: a best response to these policies gets
+-.96, and leaves them -1.6. On the Logistic Game, of a grid of starting points a half
+leads to B, the better of two stable solutions, at alpha = 0. At alpha = 10 it is 62 %:
+more of the points near the edges and near the origin do. A run prints a table and
 writes results/cola_GAME.npz and figures/cola_GAME.png, which also shows how consistent
 the model is.
 """
@@ -154,8 +157,9 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     played = find_game(game)
     if played.sample is not None:
         raise ValueError(f"cola.py needs exact returns, not those of {played.name}")
+    # One model is for all alphas up to the largest: the paper's is 10 (App. D).
     alphas = [alpha for alpha in played.alphas if alpha <= 10] or played.alphas
-    if played.name == "tandem":  # where HOLA(n) tends to COLA if alpha < 3/8
+    if played.name == "tandem":  # HOLA(n) tends to COLA below 3/8, not above
         alphas = [0.0, 0.1, 0.2, 0.3, 0.5]
     if "alpha_max" in changes:
         alphas = [share * changes["alpha_max"] for share in (0.0, 0.1, 0.2, 0.5, 1.0)]
@@ -285,10 +289,11 @@ def model_row(model: Model, own: jax.Array, other: jax.Array, alpha) -> jax.Arra
 
     `own` and `other` are rows of `game.features`, (m,). Returns (n,).
     """
-    share = jnp.full(1, alpha / model.alpha_max, own.dtype)
+    scaled_alpha = jnp.full(1, alpha / model.alpha_max, own.dtype)
 
     def embed(seen):
-        return mlp(model.embed, jnp.concatenate([seen, share]), model.layer_norm)
+        inputs = jnp.concatenate([seen, scaled_alpha])
+        return mlp(model.embed, inputs, model.layer_norm)
 
     z = jnp.concatenate([embed(own), embed(other)])
     h = mlp(model.combine, z, model.layer_norm, model.activation)
@@ -332,10 +337,11 @@ def both_sides(params, game: Game, x: jax.Array, alpha) -> tuple[jax.Array, jax.
     x_1, x_2 = x
     seen_1, seen_2 = game.features(x)
 
-    # A surrogate is what a player ascends, a function of its `own` policy: the return
+    # A surrogate is what a player ascends, a function of its `own` policy: its return
     # after the other's step. The step depends on `own` as well, as the other's model
-    # sees it. (What that model sees of the other's policy is constant, and computed
-    # outside: to differentiate through it takes an eighth more operations.)
+    # sees it. A row of `game.features` depends on that player's policy alone. So seen_1
+    # is constant in `own` of player 2, and seen_2 in that of player 1: computed once,
+    # out here, they save an eighth of all operations.
     def surrogate_1(own):
         seen_own = game.features(jnp.stack([own, x_2]))[0]
         g_2 = model_row(model_2, seen_2, seen_own, alpha)
@@ -487,7 +493,8 @@ def evaluate_consistency(
       "consistency", (point,), the loss; "squared_norm", (point,), |g|^2;
       "hola_consistency", (order, point), the loss with HOLA(n) put in for g, which is
       the squared distance from HOLA(n) to HOLA(n + 1), for all orders but the last; and
-      "hola_cosine", (order, point), that of the angle between g and HOLA(n).
+      "hola_cosine", (order, point), the cosine between g and HOLA(n). A point is a
+      joint policy.
     """
 
     def judge(x):
@@ -523,6 +530,7 @@ def evaluate(
         def step(x):
             return x + config.lr * cola_gradient(params, game, x, alpha)
 
+        # This key is not the one that training draws by.
         key_held_out = jax.random.fold_in(key, 1)
         results = evaluate_consistency(key_held_out, params, game, alpha)
         return results | evaluate_game(

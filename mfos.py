@@ -1,31 +1,33 @@
 """M-FOS: an agent that plays a game of policies, and learns by PPO to shape learners.
 
-Lu, Willi, Letcher and Foerster (2022), Model-Free Opponent Shaping, on exact games. A
-step of the meta-game is a whole inner game. Its state is the pair of policies that was
-played last, x(t), which networks see as `game.features`. The agent, say player 1, draws
-its next policy from a normal distribution, with the mean and the variance that a
-network makes of that state. The other player takes a step of its own learning:
+Lu, Willi, Letcher and Foerster (2022), Model-Free Opponent Shaping, on exact games with
+returns f_1, f_2. A step of the meta-game is a whole inner game. Its state is the pair
+of policies that was played last, x(t), which networks see as `game.features`. The
+agent, say player 1, draws its next policy from a normal distribution, with the mean and
+the variance that a network makes of that state. The other player takes a step of its
+own learning:
 
     x_1(t + 1) ~ N(mu(x(t)), sigma^2(x(t)))
     x_2(t + 1) = x_2(t) + lr g_2(x(t))
     reward(t) = f_1(x(t + 1))
 
-PPO (Schulman et al., 2017, Eqs. 7 and 9) makes actions more likely that were followed
-by more reward(t) + gamma reward(t + 1) + ... than a critic expects, and need not know
-how the other learns. All steps of an episode count alike. (The gradient of the
-episode's discounted sum of rewards would have a factor gamma^t before the term of step
-t. PPO leaves it out, as is usual, and so does not ascend that sum.)
+where g_2 is what the other follows, its naive gradient or LOLA's. PPO (Schulman et al.,
+2017, Eqs. 7 and 9) makes those actions more likely after which reward(t) + gamma
+reward(t + 1) + ... was more than a critic expects. It need not know how the other
+learns. All steps of an episode count alike: the gradient of the episode's discounted
+sum of rewards would have a factor gamma^t before the term of step t, which PPO leaves
+out, as is usual. So it does not ascend that sum.
 
 --opponent says who the other is: a naive learner, LOLA, or a second agent that draws
-its policies likewise. (The authors' pairs of agents begin with naive learners in place
-of each other, in ever fewer episodes, and learn slower.)
+its policies likewise. (The authors train such a pair against naive learners at first,
+and against each other in more and more episodes; and with a smaller learning rate.)
 
     python mfos.py --game ipd          4096 starts for each episode, as the authors
                                        have: a minute on a GPU, 20 to 40 on two cores
     python mfos.py --game ipd --quick  256 starts: one to three minutes on two cores
 
 What to expect on the IPD, as means over a meta-episode, agent : other. Of eight models
-of 4096 starts three extort naive learners, at -.48 : -2.16, while four are still on a
+of 4096 starts three extort naive learners, at -.48 : -2.16, and four are still on a
 plateau at about -.87 : -1.5. With LOLA the agent cooperates, -1.02 each; pairs of
 agents defect (`python plots.py --table mfos`). A run prints a table and writes
 results/mfos_GAME.npz and figures/mfos_GAME.png.
@@ -97,7 +99,7 @@ def check_settings(config):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of a run: the authors' for the IPD, but for half as many episodes."""
+    """Settings of a run: the authors' for the IPD, except half as many episodes."""
 
     # --- Run ---
     game: str = flag(
@@ -154,7 +156,8 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     lr = played.lr
     if played.iterated:
         # The authors' learners take steps of 1 on returns that are not multiplied by
-        # 1 - discount: 25 on the IPD, where lr is 2.
+        # 1 - discount, which are steps of 25 here on the IPD. On other games as many
+        # times `played.lr`, which is 2 on the IPD.
         lr = 12.5 * played.lr
     settings = {"game": played.name, "lr": lr, "alpha": lr}
     if played.planar:
@@ -181,8 +184,9 @@ class Agent(NamedTuple):
     critic: tuple[jax.Array, jax.Array]
 
 
-# Wherever a function takes `agents`, they are a list: of one agent for each player, or
-# of a single one for either. Players are 0 and 1, rows of x.
+# Wherever a function takes `agents`, they are a list: one agent for each player, or a
+# single one that plays in either place. Players are 0 and 1, rows of x. Comments on
+# shapes have n for the parameters of a policy, and m for its features.
 
 
 def layer_init(key: jax.Array, inputs: int, outputs: int) -> jax.Array:
@@ -235,8 +239,8 @@ def distribution(agent: Agent, state: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     (..., 2 m) -> (..., n) twice.
     """
-    mean, variance = jnp.split(network(agent.actor, state), 2, axis=-1)
-    return mean, jnp.sqrt(jax.nn.softplus(variance))
+    mean, raw_variance = jnp.split(network(agent.actor, state), 2, axis=-1)
+    return mean, jnp.sqrt(jax.nn.softplus(raw_variance))
 
 
 def act(
@@ -263,7 +267,7 @@ def act(
 
 
 def opponent_gradient(game: Game, x: jax.Array, config: Config) -> jax.Array:
-    """What a learner follows, naive or LOLA, in either player's place. (2, n).
+    """What both players would follow if they were learners like the opponent. (2, n).
 
     Row i of the naive gradient is the derivative of f_i by x_i. LOLA's is the same of
     its return after the other's naive step, to first order in that step: `taylor` in
@@ -282,7 +286,7 @@ def opponent_gradient(game: Game, x: jax.Array, config: Config) -> jax.Array:
 
 
 def learner_step(game: Game, x: jax.Array, config: Config) -> jax.Array:
-    """One step of two learners such as the opponent. (2, n) -> (2, n)."""
+    """One step of two learners like the opponent. (2, n) -> (2, n)."""
     return x + config.lr * opponent_gradient(game, x, config)
 
 
@@ -338,8 +342,8 @@ def meta_episodes(keys, agents, game: Game, config: Config, player: int) -> Epis
 def discounted_returns(rewards: jax.Array, gamma: float) -> jax.Array:
     """r(t) + gamma r(t + 1) + ... to the end of the episode. (T, ...) -> (T, ...).
 
-    There is less to come near the end, which a critic does not know, as states do not
-    tell the time (nor do the authors'): noise in the advantages, but no bias.
+    Less is to come near the end of an episode. A critic cannot know it, as states do
+    not tell the time (nor do the authors'), and is a poorer baseline there.
     """
 
     def back_up(later, reward):
@@ -486,7 +490,7 @@ def train(key: jax.Array, game: Game, config: Config):
 def evaluate(
     key: jax.Array, params: list[Agent], game: Game, config: Config
 ) -> dict[str, jax.Array]:
-    """Evaluate agents as others are (Sec. 5), and in the meta-game. Arrays (1, ...).
+    """Evaluate agents as `evaluate_game` does, and in the meta-game. Arrays (1, ...).
 
     `key` draws the policies that they start from. A step of self-play is the jump to
     what both players' agents draw. The arrays are those of `evaluate_game`, and
