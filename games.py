@@ -297,9 +297,9 @@ def next_observations(memory: int) -> np.ndarray:
 
 
 def memory_of(x: jax.Array) -> int:
-    """How many rounds policies see, from their log-odds (2, o): 5 or 21 columns."""
-    chex.assert_shape(x, (2, {5, 21}))
-    return {5: 1, 21: 2}[x.shape[1]]
+    """How many rounds policies see, from their log-odds (2, o): 5, 21 or 85 columns."""
+    chex.assert_shape(x, (2, {5, 21, 85}))
+    return {5: 1, 21: 2, 85: 3}[x.shape[1]]
 
 
 # --- Iterated games: returns ----------------------------------------------------------
@@ -330,7 +330,7 @@ def state_distribution(x: jax.Array, discount: float) -> jax.Array:
 
     Args:
       x: log-odds of cooperating, (2, o), in the order of `observations`: o = 5 if
-        policies see one round, 21 if they see two.
+        policies see one round, 21 if they see two, 85 for three.
       discount: the game's own discount, in [0, 1).
 
     Returns:
