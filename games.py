@@ -29,7 +29,6 @@ Equations without another source are those of Cooijmans, Aghajohari and Courvill
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -1444,23 +1443,15 @@ def train_in_chunks(
         state, curves = load_checkpoint(path, state, config)
     done = int(state.step[0])
     save_checkpoint(path, state, curves, settings)
+    print(f"checkpoints in {path}, for --resume", flush=True)
 
-    @functools.cache
-    def compiled(count):  # a program for chunks of so many steps
-        def run_chunk(train_key, eval_key, state):
-            return chunk(train_key, state, count)
-
-        begin = time.perf_counter()
-        program = over_seeds(run_chunk, mesh).lower(seeds, state).compile()
-        seconds = time.perf_counter() - begin
-        print(f"compiled in {seconds:.1f} s; checkpoints in {path}", flush=True)
-        return program
-
+    compiled = {}  # programs, by their numbers of steps
     while done < steps:
         count = min(length, steps - done)
-        run = compiled(count)
+        if count not in compiled:
+            compiled[count] = compile_chunk(chunk, count, mesh, seeds, state)
         begin = time.perf_counter()
-        state, new = jax.device_get(run(seeds, state))
+        state, new = jax.device_get(compiled[count](seeds, state))
         rate = count / (time.perf_counter() - begin)
         check_finite(state, new["loss"], done, path)
         done += count
@@ -1470,6 +1461,18 @@ def train_in_chunks(
         save_checkpoint(path, state, curves, settings)
         print_progress(done, steps, new, rate)
     return state, curves
+
+
+def compile_chunk(chunk: Callable, count: int, mesh: Mesh, seeds, state):
+    """A program for chunks of `count` steps of all seeds: (seeds, state) -> results."""
+
+    def run_chunk(train_key, eval_key, state):
+        return chunk(train_key, state, count)
+
+    begin = time.perf_counter()
+    program = over_seeds(run_chunk, mesh).lower(seeds, state).compile()
+    print(f"compiled in {time.perf_counter() - begin:.1f} s", flush=True)
+    return program
 
 
 def print_progress(done: int, steps: int, curves: dict, rate: float):
@@ -1665,9 +1668,9 @@ def draw_plane(
     edge = game.extent * 29 / 28  # each point of the grid in the middle of its cell
     for i, setting in enumerate(sweep):
         top, bottom = panels[:, i]
-        style = {"linestyle": "none", "marker": ",", "alpha": 0.5} if jumps else {}
+        shape = "," if jumps else "-"  # points or lines
         for path in results["trajectories"][i, 0]:  # (time, 2)
-            top.plot(path[:, 0], path[:, 1], color=color, linewidth=0.6, **style)
+            top.plot(path[:, 0], path[:, 1], shape, color=color, linewidth=0.6)
             top.plot(path[-1, 0], path[-1, 1], ".", color="black")
         title = f"{symbol} = {setting:g}" if len(sweep) > 1 else "self-play"
         top.set(title=title, ylabel="$x_2$", aspect="equal")
