@@ -153,7 +153,7 @@ PLANAR = {"blocks": 1, "model_lr": 3e-3, "eval_pairs": 32, "eval_steps": 200}
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
-    """The paper's settings for a game, with changes. ValueError if out of range."""
+    """The settings for a game, with changes. ValueError if out of range."""
     played = find_game(game)
     if played.sample is not None:
         raise ValueError(f"cola.py needs exact returns, not those of {played.name}")

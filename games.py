@@ -1195,7 +1195,8 @@ def use_devices(batch_size: int, devices: int | None, distributed: list | None) 
     """
     if devices is not None and not 1 <= devices <= 256:
         raise ValueError(f"--devices takes 1 to 256, not {devices}")
-    if jax.config.jax_num_cpu_devices < 0:  # nobody has said how many
+    is_set = "device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices < 0 and not is_set:  # the user has not said
         with contextlib.suppress(RuntimeError):  # JAX has started: with one
             jax.config.update("jax_num_cpu_devices", devices or count_cores())
     if distributed is not None:

@@ -2171,6 +2171,11 @@ def test_beside_an_opponent_the_model_is_player_1s(name, monkeypatch):
         )
         np.testing.assert_allclose(results["policies"][i, b], x, rtol=1e-3, atol=1e-4)
 
+    # Values on the grid are those of who looks ahead beside somebody who does not.
+    at = games.planar_grid(game)[3, 5][:, None]
+    value = meva.meta_value(state.params, game, at, jnp.array([0.9, 0.0]))
+    np.testing.assert_allclose(results["values"][i, 3, 5], value, rtol=1e-4, atol=1e-5)
+
 
 @slow
 @pytest.mark.parametrize("opponent", ["naive", "lola"])
@@ -2916,13 +2921,14 @@ def assert_same_arrays(one, two):
 
 
 # All scripts play, write and draw by games.py: one of them is enough on most games.
-QUICK_RUNS = [("naive", game) for game in KINDS]
+QUICK_RUNS = [("naive", "logistic"), ("naive", "imp")]
 QUICK_RUNS += [(script, "logistic") for script in ("maml", "meva")]
 SLOW_RUNS = [(script, "imp") for script in ("lola", *MODELS)]
 SLOW_RUNS += [
     (script, "logistic") for script in ("lola", "hola", "sos", "pola", "cola", "mfos")
 ]
-SLOW_RUNS += [("meva", KINDS[1]), ("lola", KINDS[1]), ("naive", "ipd")]
+SLOW_RUNS += [("meva", KINDS[1]), ("lola", KINDS[1])]
+SLOW_RUNS += [("naive", KINDS[1]), ("naive", "ipd")]
 
 
 @pytest.mark.parametrize(
@@ -3914,6 +3920,28 @@ def test_two_runs_that_write_the_same_file_at_once_do_not_disturb_each_other(tmp
 
     games.write_file(path, save)
     assert path.read_text() == "own" and files(tmp_path) == ["file.npz"]
+
+
+@pytest.mark.parametrize(
+    "variables, count",
+    [
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, 4),
+        ({"JAX_NUM_CPU_DEVICES": "2"}, 2),
+    ],
+)
+def test_devices_are_as_many_as_the_users_environment_says(variables, count):
+    code = "import games; print(games.use_devices(8, None, None).size)"
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
+    }
+    environment = clean | {"JAX_PLATFORMS": "cpu"} | variables
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout.split() == [str(count)], done.stderr
 
 
 @slow
