@@ -987,10 +987,10 @@ def play_self(game, step, start, steps, key) -> tuple[jax.Array, dict]:
     return agents, results
 
 
-def play_responses(game, agents, agent, newcomer, lr, steps) -> dict:
-    """What best responses leave to an agent, 0 or 1; one starts at `newcomer`, (n,)."""
+def play_responses(game, agents, agent, newcomers, lr, steps) -> dict:
+    """What best responses leave to an agent, 0 or 1. One learns, from `newcomers`."""
     order = np.array([agent, 1 - agent])  # the agent first
-    start = agents.at[1 - agent].set(newcomer)
+    start = newcomers.at[agent].set(agents[agent])
     response = best_response(game, start, lr, steps, agent)
     results = {
         "best_response": game.f(response)[order],
@@ -1039,7 +1039,7 @@ def evaluate_game(
     step_beside=None,
     opponent_step=None,
     agent_start=None,
-    agents=None,
+    agents=(0, 1),
     draws=False,
 ) -> dict:
     """What agents get by following a rule, by themselves and beside others (Sec. 5.2).
@@ -1055,8 +1055,8 @@ def evaluate_game(
         `step_beside(agent)` is that rule.
       opponent_step: the rule of another learner to play beside.
       agent_start: where agents start, (2, n), if not at random as everybody else.
-      agents: whose agents are evaluated beside others, (0,) or (0, 1). By default both
-        players' where the game is not symmetric.
+      agents: whose agents are evaluated beside others, (0,) or (0, 1). In a symmetric
+        game player 2's are not: they would be player 1's.
       draws: whether `step` and `step_beside(agent)` take a key, `step(x, key)`.
 
     Returns:
@@ -1074,15 +1074,10 @@ def evaluate_game(
       2), and what `survey` returns.
     """
 
-    if agents is None:
-        agents = (0,) if game.symmetric else (0, 1)
-
-    def play_as(agent, ends, start, newcomers, key):
+    def play_as(agent, agents_from, ends, start, newcomers, key):
         own_step = step if step_beside is None else step_beside(agent)
-        if agent_start is not None:
-            start = start.at[agent].set(agent_start[agent])
-        newcomer = newcomers[1 - agent]
-        results = play_responses(game, ends, agent, newcomer, lr, steps)
+        start = start.at[agent].set(agents_from[agent])
+        results = play_responses(game, ends, agent, newcomers, lr, steps)
         results |= play_learners(
             game, own_step, opponent_step, agent, start, lr, steps, key
         )
@@ -1094,11 +1089,11 @@ def evaluate_game(
         key_draw = jax.random.fold_in(key, 2) if draws else None
         start = game.init(key_start)
         newcomers = game.init(key_response)
-        start_of_agents = start if agent_start is None else agent_start
-        ends, results = play_self(game, step, start_of_agents, steps, key_draw)
-        results |= play_as(0, ends, start, newcomers, key_draw)
-        if 1 in agents:
-            second = play_as(1, ends, start, newcomers, key_draw)
+        agents_from = start if agent_start is None else agent_start
+        ends, results = play_self(game, step, agents_from, steps, key_draw)
+        results |= play_as(0, agents_from, ends, start, newcomers, key_draw)
+        if 1 in agents and not game.symmetric:
+            second = play_as(1, agents_from, ends, start, newcomers, key_draw)
             results |= {name + "_2": array for name, array in second.items()}
         return results
 
@@ -1249,7 +1244,7 @@ def join_processes(words: list[str]):
 def over_devices(batch: jax.Array) -> jax.Array:
     """Deal a batch out to the devices of the mesh that is set, if they divide it."""
     mesh = jax.sharding.get_abstract_mesh()
-    if "batch" not in mesh.axis_names or len(batch) % mesh.size > 0:
+    if "batch" not in mesh.auto_axes or len(batch) % mesh.size > 0:
         return batch
     return jax.lax.with_sharding_constraint(batch, PartitionSpec("batch"))
 
@@ -1261,7 +1256,8 @@ def mean_over_devices(function: Callable, params, *batch, axis: int = 0):
     JAX by itself, as with `over_devices`, adds them up leaf by leaf, and in each step
     of a loop: on two cores COLA then takes 1.5 times as long, and M-FOS as well.
     """
-    if jax.sharding.get_abstract_mesh().size <= 1:  # 0: no mesh is set
+    mesh = jax.sharding.get_abstract_mesh()
+    if "batch" not in mesh.auto_axes or mesh.size == 1:
         return function(params, *batch)
 
     def of_share(params, *batch):
@@ -1279,7 +1275,8 @@ def over_seeds(function: Callable, mesh: Mesh) -> Callable:
     """Compile a function of one seed for all of them: (seeds, *arguments) -> results.
 
     It is `function(key to train with, key to evaluate with, *arguments)`. Axis 0 of all
-    arguments and results is that of the seeds.
+    arguments and results is that of the seeds. Where the devices divide them, each has
+    seeds of its own; otherwise all devices share the batch of each seed.
     """
 
     def of_one(inputs):
@@ -1287,13 +1284,22 @@ def over_seeds(function: Callable, mesh: Mesh) -> Callable:
         train_key, eval_key = jax.random.split(jax.random.key(seed))
         return function(train_key, eval_key, *arguments)
 
-    def of_all(*inputs):
+    def of_some(*inputs):
         # In turn on a CPU, which is slow at products with a batch of weights.
         if jax.default_backend() == "cpu":
             return jax.lax.map(of_one, inputs)
         return jax.vmap(of_one)(inputs)
 
-    return jax.jit(of_all, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    def of_all_devices(seeds, *arguments):
+        if len(seeds) % mesh.size > 0:
+            return of_some(seeds, *arguments)
+        by_seed = PartitionSpec("batch")
+        own_seeds = jax.shard_map(
+            of_some, mesh=mesh, in_specs=by_seed, out_specs=by_seed, check_vma=False
+        )
+        return own_seeds(seeds, *arguments)
+
+    return jax.jit(of_all_devices, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 class BadCheckpoint(ValueError):

@@ -1,25 +1,27 @@
 """M-MAML: learn where to start and how fast to learn, so that naive learning ends well.
 
-Al-Shedivat et al. (2018), Continuous Adaptation via Meta-Learning, used on exact games
-by Lu et al. (2022), Model-Free Opponent Shaping. An agent learns a policy to start from
-and a step size s. From there on it is a naive learner (Eq. 1 of Cooijmans, Aghajohari
-and Courville, 2023), and so is its opponent, which starts at a random policy and has
-the step size lr. With the agent in player 1's place:
+"Multi-agent MAML". It is from Al-Shedivat et al. (2018), Continuous Adaptation via
+Meta-Learning, with their learned step sizes; Lu et al. (2022), Model-Free Opponent
+Shaping, use it on exact games. An agent learns a policy to start from and a step size
+s. From there on it is a naive learner (Eq. 1 of Cooijmans, Aghajohari and Courville,
+2023, Learning with Learning Awareness using Meta-Values), and so is its opponent, which
+starts at a random policy and has the step size lr. With the agent as player 1:
 
     x_1(t + 1) = x_1(t) + s d/dx_1 f_1(x(t))
     x_2(t + 1) = x_2(t) + lr d/dx_2 f_2(x(t))
 
-Adam ascends the mean of f_1(x(1)), ..., f_1(x(T)) over a batch of opponents. Its
-gradient goes through all T joint steps, and so through the opponent's learning, whose
-rule has to be known. A step size may become negative. Another agent learns likewise in
-player 2's place.
+Adam ascends, by x_1(0) and s, the mean of f_1(x(1)), ..., f_1(x(T)) over a batch of
+random x_2(0). The gradient goes through all T joint steps, and so through the
+opponent's learning, whose rule has to be known. A step size may become negative.
+Another agent is trained likewise as player 2; the two meet only in the evaluation.
 
     python maml.py --game ipd          half a minute to two minutes on two cores
     python maml.py --game imp --quick  a small run, 20 to 30 seconds
 
-On the IPD expect agents that hardly move, or descend, and to whom naive learners yield:
-mostly -.96 for the agent and -1.09 for the learner. Among themselves they defect (-2).
-With --lr 25 the seed decides: the mean return in training is then -.9 to -2. A run
+On the iterated prisoner's dilemma (ipd; -1 if both cooperate, -2 if both defect) expect
+agents whose step size is near 0 or negative. Beside a naive learner they mostly get
+-.96, and the learner gets -1.09. In self-play both defect. With --lr 25, the look-ahead
+step of LOLA there, the seed decides: the mean return in training is -.9 to -2. A run
 prints a table and writes results/maml_GAME.npz and figures/maml_GAME.png.
 """
 
@@ -91,16 +93,18 @@ class Config:
         "ipd", "the game, or a variant of it such as ipd+mlp: see games.py"
     )
     seed: int = flag(0, "first random seed", 0, 2**31 - 1)
-    num_seeds: int = flag(1, "number of learners: seed, seed + 1, ...", 1, 1000)
+    num_seeds: int = flag(
+        1, "number of trained pairs of agents: seed, seed + 1, ...", 1, 1000
+    )
     lr: float = flag(
         2.0, "step size of opponents, and at first of the agents", 1e-30, 1e30
     )
     outer_steps: int = flag(1000, "steps of Adam", 1, 1_000_000)
-    batch_size: int = flag(64, "opponents in each of them", 1, 65_536)
+    batch_size: int = flag(64, "opponents of an agent in a step of Adam", 1, 65_536)
     rollout_length: int = flag(300, "joint naive steps T", 1, 1_000_000)
     model_lr: float = flag(0.1, "learning rate of Adam", 0, 1e30)
-    eval_pairs: int = flag(256, "opponents for each seed", 1, 100_000)
-    eval_steps: int = flag(500, "steps that policies are followed for", 1, 1_000_000)
+    eval_pairs: int = flag(256, "random opponents in the evaluation", 1, 100_000)
+    eval_steps: int = flag(500, "joint steps in the evaluation", 1, 1_000_000)
 
     def __post_init__(self):
         check_settings(self)
@@ -112,7 +116,8 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     if played.sample is not None:
         raise ValueError(f"maml.py needs exact returns, not those of {played.name}")
     settings = {"game": played.name, "lr": played.lr}
-    # What is learned is as small as a step size.
+    # Adam moves a step size s by about model_lr, so it must be smaller than s is at
+    # first. (--lr does not change model_lr: only the game does.)
     settings["model_lr"] = min(0.1, 0.1 * played.lr)
     if played.planar:
         settings.update(eval_pairs=32, eval_steps=200)
@@ -125,40 +130,40 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
 # --- M-MAML: what an agent ascends ----------------------------------------------------
 
 
-class Learner(NamedTuple):
-    """What is learned: row i is the agent's in player i's place."""
+class Agents(NamedTuple):
+    """What is learned: row 0 is of the agent that is player 1, row 1 of the other."""
 
     policy: jax.Array  # where it starts, (2, n)
     step_size: jax.Array  # s, (2,)
 
 
 def meta_return(
-    learner: Learner, game: Game, opponent: jax.Array, seat: int, lr: float, steps: int
+    params: Agents, game: Game, opponent: jax.Array, agent: int, lr: float, steps: int
 ) -> jax.Array:
-    """Mean return of an agent over its first joint steps with a naive learner.
+    """Mean return of an agent over its first `steps` joint steps with a naive learner.
 
     Args:
-      learner: where the agent starts, and its step size.
+      params: where agents start, and their step sizes.
       game: the game.
-      opponent: where the opponent starts, in its row of (2, n).
-      seat: whose place the agent has, 0 for player 1's or 1 for player 2's.
+      opponent: (2, n), where the opponent starts in its row. The agent's is not used.
+      agent: which agent plays, 0 (as player 1) or 1 (as player 2).
       lr: the opponent's step size.
       steps: joint naive steps T.
 
     Returns:
-      (), the mean of f_seat(x(1)), ..., f_seat(x(T)). Its gradient by `learner` is what
-      the agent ascends.
+      (), the mean of f_i(x(1)), ..., f_i(x(T)) of the player i that the agent is. Its
+      gradient with respect to `params` is what the agent ascends.
     """
-    chex.assert_shape((learner.policy, opponent), (2, game.n))
-    start = opponent.at[seat].set(learner.policy[seat])
-    step_sizes = jnp.full(2, lr, start.dtype).at[seat].set(learner.step_size[seat])
+    chex.assert_shape((params.policy, opponent), (2, game.n))
+    start = opponent.at[agent].set(params.policy[agent])
+    step_sizes = jnp.full(2, lr, start.dtype).at[agent].set(params.step_size[agent])
 
-    # To compute each step again on the way back takes half the time of reading what
-    # was kept of it.
+    # Each step is computed again in the backward pass: on CPUs twice as fast as to
+    # store and read all that the gradient needs of it.
     @jax.checkpoint
     def step(x, _):
         x = x + step_sizes[:, None] * simultaneous_gradient(game.f, x)
-        return x, game.f(x)[seat]
+        return x, game.f(x)[agent]
 
     _, returns = jax.lax.scan(step, start, length=steps)
     return returns.mean()
@@ -170,15 +175,15 @@ def meta_return(
 class TrainState(NamedTuple):
     """What changes in training."""
 
-    params: Learner
+    params: Agents
     opt_state: optax.OptState
     step: jax.Array  # steps of Adam done
 
 
-def model_init(key: jax.Array, game: Game, config: Config) -> Learner:
+def model_init(key: jax.Array, game: Game, config: Config) -> Agents:
     """What training begins with: random policies, and the opponents' step size."""
     policy = game.init(key)
-    return Learner(policy, jnp.full(2, config.lr, policy.dtype))
+    return Agents(policy, jnp.full(2, config.lr, policy.dtype))
 
 
 def train_init(key: jax.Array, game: Game, config: Config) -> TrainState:
@@ -197,10 +202,10 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config):
     opponents_1 = jax.vmap(game.init)(keys_1)  # (batch, 2, n), of player 1's agent
     opponents_2 = jax.vmap(game.init)(keys_2)
 
-    def mean_return(params, opponents, seat):
+    def mean_return(params, opponents, agent):
         def one(opponent):
             return meta_return(
-                params, game, opponent, seat, config.lr, config.rollout_length
+                params, game, opponent, agent, config.lr, config.rollout_length
             )
 
         return jax.vmap(one)(opponents).mean()
@@ -209,7 +214,7 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config):
         return_1 = mean_return(params, opponents_1, 0)
         return_2 = mean_return(params, opponents_2, 1)
         returns = jnp.stack([return_1, return_2])
-        return -returns.mean(), returns
+        return -returns.mean(), returns  # each return has a gradient in its row alone
 
     (value, returns), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
     change, opt_state = optax.adam(config.model_lr).update(gradient, state.opt_state)
@@ -237,9 +242,9 @@ def train_chunk(key: jax.Array, state: TrainState, game: Game, config: Config, c
 
 
 def train(key: jax.Array, game: Game, config: Config):
-    """Train one learner. Returns (params, curves), as `train_chunk` of all steps.
+    """Train one pair of agents. Returns (params, curves), as `train_chunk` of all steps.
 
-    Jit it with `game` and `config` static, and map it over keys for several learners.
+    For use from Python: jit it with `game` and `config` static, and map it over keys.
     """
     state = train_init(key, game, config)
     state, curves = train_chunk(key, state, game, config, config.outer_steps)
@@ -250,12 +255,12 @@ def train(key: jax.Array, game: Game, config: Config):
 
 
 def evaluate(
-    key: jax.Array, params: Learner, game: Game, config: Config
+    key: jax.Array, params: Agents, game: Game, config: Config
 ) -> dict[str, jax.Array]:
-    """Agents from where they start, beside others that start where `key` draws.
+    """Play from where the agents start, beside opponents that start where `key` draws.
 
-    The arrays are those of `evaluate_game` with an axis of length 1 before. In
-    self-play all pairs of a seed are the same: only seeds differ.
+    The arrays are those of `evaluate_game` with an axis of length 1 before, as that of
+    a sweep. In self-play nothing is drawn: all pairs of a seed are the same.
     """
 
     def step(x):  # each player has a step size of its own
@@ -306,11 +311,11 @@ def parse_args(argv=None) -> tuple[Config, str]:
 
 
 def load(path: str | Path, seed: int | None = None, game: Game | None = None):
-    """The learner of results/maml_GAME.npz. Returns (params, config).
+    """The agents of results/maml_GAME.npz. Returns (params, config).
 
     Args:
       path: of the file.
-      seed: which learner, if the file has several; the first if None.
+      seed: which pair of agents, if the file has several; the first if None.
       game: the game, if it is not one of games.py.
     """
     return load_model(path, Config, model_init, seed, game)
@@ -320,9 +325,9 @@ CHUNK = 25  # steps of Adam between two lines of progress
 
 
 def train_seeds(seeds: np.ndarray, game: Game, config: Config):
-    """Train a learner for each seed. Returns (params, curves), with seeds on axis 0.
+    """Train a pair of agents for each seed. Returns (params, curves), seeds on axis 0.
 
-    Training is short: there are no checkpoints. SystemExit, status 1, if it diverges.
+    Nothing is saved before the end. SystemExit, status 1, if training diverges.
     """
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed))[0])(seeds)
     state = jax.vmap(lambda key: train_init(key, game, config))(keys)

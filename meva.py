@@ -50,6 +50,7 @@ from games import (
     follow,
     load_model,
     make_folders,
+    mean_over_devices,
     over_devices,
     over_seeds,
     planar_grid,
@@ -718,15 +719,21 @@ def update(state: TrainState, game: Game, xs, gamma, config: Config, keys=None):
       keys: where returns are sampled, those of `td_loss`, (batch,).
     """
 
-    def mean_loss(params):
+    def mean_loss(params, target_params, xs, gamma, keys):
         def loss(xs, gamma, key):
-            return td_loss(params, state.target_params, game, xs, gamma, config, key)
+            return td_loss(params, target_params, game, xs, gamma, config, key)
 
         losses, td_errors = jax.vmap(loss)(xs, gamma, keys)
         return losses.mean(), td_errors.mean()
 
-    loss_and_gradient = jax.value_and_grad(mean_loss, has_aux=True)
-    (loss, td_error), gradient = loss_and_gradient(state.params)
+    def loss_and_gradient(both_params, xs, gamma, keys):
+        function = jax.value_and_grad(mean_loss, has_aux=True)  # by params alone
+        return function(*both_params, xs, gamma, keys)
+
+    both_params = state.params, state.target_params
+    (loss, td_error), gradient = mean_over_devices(
+        loss_and_gradient, both_params, xs, gamma, keys
+    )
     change, opt_state = make_optimizer(config).update(
         gradient, state.opt_state, state.params
     )
@@ -856,7 +863,7 @@ def evaluate(
             return make_step(jnp.zeros(2).at[agent].set(gamma))
 
         rule = partial(opponent_step, game, config=config)
-        step, agents = make_step(gamma), None
+        step, agents = make_step(gamma), (0, 1)
         # A model for one seat cannot play itself in a game that is not symmetric.
         is_alone = config.opponent != "self" and not game.symmetric
         if is_alone:

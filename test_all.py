@@ -1083,10 +1083,10 @@ def test_each_script_evaluates_the_step_of_its_own_public_function(script, monke
         step_beside=None,
         opponent_step=None,
         agent_start=None,
-        agents=None,
+        agents=(0, 1),
         draws=0,
     ):
-        assert opponent_step is None and agents is None and not draws and asked == game
+        assert opponent_step is None and agents == (0, 1) and not draws and asked == game
         np.testing.assert_array_equal(
             agent_start, params.policy if script == "maml" else None
         )
@@ -2282,7 +2282,7 @@ def test_the_meta_gradient_against_finite_differences_of_a_loop(seat):
     """In float64, of the mean of f(x(1)) to f(x(4)), player by player; the other seat's numbers do not count."""
     game, lr = GAMES["imp"], 1.5
     with jax.enable_x64(True):
-        learner = maml.Learner(
+        learner = maml.Agents(
             jnp.asarray(random_policies(game, 1)[0], float), jnp.array([0.7, 2.5])
         )
         opponent = np.asarray(random_policies(game, 1, seed=1)[0], float)
