@@ -21,7 +21,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import warnings
 from functools import partial
 from typing import NamedTuple
 from unittest import mock
@@ -74,7 +73,6 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 gc.set_threshold(
     300_000, 50, 50
 )  # JAX's tracing makes many objects: a tenth of all time
-warnings.filterwarnings("ignore", category=pytest.PytestUnknownMarkWarning)
 slow = pytest.mark.slow
 long_running = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
 
