@@ -1693,7 +1693,7 @@ def draw_plane(
 
 
 def draw_play(axis, returns: np.ndarray, color: str, labels: tuple[str, str]):
-    """Returns (S, seed, pair, 2): means and errors; thin lines: the agent's by seed.
+    """Returns (S, seed, pair, 2): means and errors; thin: the agent's by seed.
 
     Returns what was drawn, a flat array.
     """
@@ -1703,11 +1703,11 @@ def draw_play(axis, returns: np.ndarray, color: str, labels: tuple[str, str]):
     mean = np.array([mean for mean, _ in by_setting])  # (S, 2)
     error = np.array([error for _, error in by_setting])
     by_seed = returns[..., 0].mean(axis=2)  # (S, seed)
-    axis.plot(positions, by_seed, color=color, linewidth=0.5)
+    axis.plot(positions, by_seed, ".-", color=color, linewidth=0.5, markersize=3)
     agent = {"fmt": "o-", "color": color, "label": labels[0]}
     other = {"fmt": "s--", "color": "black", "label": labels[1]}
     axis.errorbar(positions, mean[:, 0], error[:, 0], **agent)
-    axis.errorbar(positions, mean[:, 1], error[:, 1], **other)
+    axis.errorbar(positions + 0.1, mean[:, 1], error[:, 1], **other)
     return np.concatenate([mean.ravel(), by_seed.ravel()])
 
 
@@ -1729,7 +1729,8 @@ def draw_player(
         drawn.append(draw_play(axes[name], returns, color, (agent, other)))
         axes[name].set(title=title, xlabel=symbol, ylabel="expected return")
         axes[name].set_xticks(range(len(ticks)), ticks, rotation=60)
-        axes[name].legend(fontsize="small")
+        axes[name].set_xlim(-0.5, len(ticks) - 0.4)
+        axes[name].legend(fontsize="small", framealpha=0.5)
 
     drawn = np.concatenate(drawn)
     drawn = drawn[np.isfinite(drawn)]  # without what has diverged

@@ -1084,7 +1084,9 @@ def test_each_script_evaluates_the_step_of_its_own_public_function(script, monke
         agents=(0, 1),
         draws=0,
     ):
-        assert opponent_step is None and agents == (0, 1) and not draws and asked == game
+        assert (
+            opponent_step is None and agents == (0, 1) and not draws and asked == game
+        )
         np.testing.assert_array_equal(
             agent_start, params.policy if script == "maml" else None
         )
