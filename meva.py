@@ -487,6 +487,8 @@ def opponent_step(game: Game, x: jax.Array, config: Config, key=None) -> jax.Arr
     With a key returns are estimates, an independent one for LOLA's imagined step. See
     lola.py for the forms of LOLA.
     """
+    x = 1.0 * jnp.asarray(x)
+    chex.assert_shape(x, (2, game.n))
     x_1, x_2 = x
     if config.opponent == "lola" and key is not None:
         key, key_ahead = jax.random.split(key)
