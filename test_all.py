@@ -273,6 +273,12 @@ def test_returns_of_2x2_games_worked_out_by_hand(name):
         )
 
 
+@pytest.mark.parametrize("make", [games.matrix_game, games.iterated_game])
+def test_games_are_symmetric_where_payoffs_are_alike(make):
+    assert make("mine", (1, 0, 2, -1), (1, 0, 2, -1)).symmetric
+    assert not make("mine", (1, 0, 2, -1), (1, 0, 2, -2)).symmetric
+
+
 @pytest.mark.parametrize("name", GAMES)
 def test_games_are_what_their_entry_says(name):
     game = GAMES[name]
@@ -290,13 +296,8 @@ def test_games_are_what_their_entry_says(name):
     assert settings == SETTINGS.get(name, default)
     assert game.alphas[0] == 0
     if game.iterated:
-        discount, memory, length = (0.96, 1, 150)
         rules = game.rules
-        assert (rules.discount, rules.memory, rules.length) == (
-            discount,
-            memory,
-            length,
-        )
+        assert (rules.discount, rules.memory, rules.length) == (0.96, 1, 150)
 
 
 @pytest.mark.parametrize("name", GAMES)
@@ -1749,6 +1750,22 @@ def test_new_policies_are_maxima_and_go_with_their_players():
             assert np.abs(objective(x[i])[1]).max() > 1e-3
             for change in np.vstack([np.eye(5), -np.eye(5)]):
                 assert objective(y[i] + 0.05 * change)[0] < value
+
+
+def test_the_price_of_distance_makes_steps_small_and_then_natural_gradients():
+    game = GAMES["contribution"]
+    x = np.random.default_rng(1).normal(size=(2, 5))
+    p = 1 / (1 + np.exp(-x))
+    with jax.enable_x64(True):
+        alphas = np.full(2, 20.0)
+        cheap, dear = [
+            np.abs(step_of(game, x, alphas, beta) - x).max() for beta in (0.1, 10.0)
+        ]
+        assert cheap > 10 * dear > 0
+        found = 1e3 * (step_of(game, x, np.zeros(2), 1e3) - x)
+        gradient = jax.jit(partial(simultaneous_gradient, game.f))(x)
+        # The second order of a step of some 1e-3 is left out.
+        np.testing.assert_allclose(found, gradient / p / (1 - p), rtol=1e-2)
 
 
 def climb_by_loop(slope_at, x, steps, tolerance):
@@ -3951,6 +3968,8 @@ def test_settings_depend_on_each_other():
     assert not meva.make_config("imp").share_params
     assert meva.make_config("imp", share_params=True).share_params
     assert cola.make_config("ipd", alpha_max=2.0).eval_alphas[-1] == 2.0
+    assert meva.make_config("ipd", quick=True).batch_size == 64
+    assert meva.make_config("ipd+episodes=9", quick=True).batch_size == 4
     for game in ("logistic", "ipd"):
         quick = meva.make_config(game, quick=True)
         assert quick.outer_steps < meva.make_config(game).outer_steps
