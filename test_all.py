@@ -185,7 +185,7 @@ PLAYED = {  # both players' returns where they play CC, CD, DC, DD, player 1 fir
     "contribution": ((0.33, 0.33), (-0.335, 0.665), (0.665, -0.335), (0, 0)),
 }
 POINTS = {  # of the other games: a joint policy, and the returns there
-    "logistic": ((0, 0), (0, 0)),
+    "logistic": ((0, 20), (-14, -16)),  # 2 - 20^4 / 10^4, 0 - 20^4 / 10^4
     "tandem": ((1, 2), (-7, -5)),  # 2 - 9, 4 - 9
     "hamiltonian": ((2, 3), (6, -6)),
     "balduzzi": ((1, 2), (-20.5, 18)),  # -1/2 - 20, -4/2 + 20
@@ -296,29 +296,25 @@ def test_games_are_what_their_entry_says(name):
     assert settings == SETTINGS.get(name, default)
     assert game.alphas[0] == 0
     if game.iterated:
-        rules = game.rules
-        assert (rules.discount, rules.memory, rules.length) == (0.96, 1, 150)
+        assert game.rules.discount == 0.96
 
 
 @pytest.mark.parametrize("name", GAMES)
 def test_initial_policies_and_what_models_see_of_them(name):
-    """Uniform in planar games, else normal; tolerances are for 2000 numbers or more."""
+    """Uniform in planar games, else normal: quartiles, of 2000 numbers or more."""
     game = GAMES[name]
     x = np.asarray(random_policies(game, 1000))
     if name in START:
         start, scale = START[name]
-        quartiles = np.quantile(x, (0, 0.25, 0.5, 0.75, 1)) / start
-        np.testing.assert_allclose(quartiles, (-1, -0.5, 0, 0.5, 1), atol=0.06)
-        assert np.abs(x).max() <= start
+        most, quartile = 1, 0.5
         seen = x[0] / scale
     else:
-        deviation = 0.1 if name == "contribution" else 1.0
-        x_in_deviations = x / deviation
-        moments = [x_in_deviations.mean(), x_in_deviations.std()]
-        np.testing.assert_allclose(moments, (0, 1), atol=0.06)
-        inside = (np.abs(x_in_deviations) < 1).mean()
-        np.testing.assert_allclose(inside, 0.6827, atol=0.04)
+        start = 0.1 if name == "contribution" else 1
+        most, quartile = 5, 0.6745
         seen = sigmoid(x[0])
+    quartiles = np.quantile(x / start, (0.25, 0.5, 0.75))
+    np.testing.assert_allclose(quartiles, (-quartile, 0, quartile), atol=0.08)
+    assert 0.99 < np.abs(x / start).max() < most
     np.testing.assert_allclose(game.features(x[0]), seen, rtol=1e-5)
     # A player's features are its own: two gradients take one backward pass.
     changed = put(x[0], 1, x[0, 1] + 1)
@@ -568,21 +564,6 @@ def test_a_swapped_iterated_game_has_its_payoffs_exchanged():
     assert by_name.rules == games.swapped(GAMES["imp"]).rules
 
 
-@pytest.mark.parametrize("name", ["ultimatum", "imp+mlp", "balduzzi"])
-def test_a_game_swapped_twice_is_as_it_was(name):
-    game, key = games.find_game(name), jax.random.key(0)
-    swapped = games.swapped(game)
-    twice = games.swapped(swapped)
-    x = game.init(key)
-    np.testing.assert_array_equal(twice.init(key), x)
-    np.testing.assert_array_equal(twice.f(x), game.f(x))
-    # Whoever asks which parameters policies have is told the same in either seat.
-    y = x + 1.0
-    apart = pola.divergence(game, x, y)
-    exchanged = pola.divergence(swapped, x[::-1], y[::-1])
-    np.testing.assert_allclose(exchanged, apart[::-1], rtol=1e-6)
-
-
 # --- games.py: returns ----------------------------------------------------------------
 # A simulation round by round; a plain loop over sampled episodes, and finite
 # differences of it; means of many estimates.
@@ -659,9 +640,9 @@ def test_returns_are_computed_in_float32_at_least():
 
 
 @slow
-@pytest.mark.parametrize("discount", [0.0, 0.5, 0.9, 0.96])
-def test_two_rounds_of_memory_against_a_simulation(discount):
-    """And against memory one or three where nothing depends on the older rounds."""
+@pytest.mark.parametrize("discount", [0.0, 0.5, 0.96])
+def test_two_and_three_rounds_of_memory_in_double_precision(discount):
+    """Against a simulation; a third round is of no use where nothing depends on it."""
     distribution = jax.jit(games.state_distribution, static_argnums=1)
     with jax.enable_x64(True):
         x = 2 * np.random.default_rng(0).normal(size=(2, 21))
@@ -670,9 +651,6 @@ def test_two_rounds_of_memory_against_a_simulation(discount):
         np.testing.assert_allclose(two, simulated, atol=1e-9)
         three = np.concatenate([x, *[x[:, 5:]] * 4], axis=1)
         np.testing.assert_allclose(distribution(three, discount), two, atol=1e-12)
-        one = distribution(x[:, :5], discount)
-        two = np.concatenate([x[:, :5], *[x[:, 1:5]] * 4], axis=1)
-        np.testing.assert_allclose(distribution(two, discount), one, atol=1e-12)
 
 
 def drawn_episodes(key, x, episodes, length):
@@ -919,23 +897,17 @@ def best_of_sure(xs, payoffs, discount):
 
 
 @pytest.mark.parametrize(
-    "name, count",
+    "name",
     [
-        ("chicken+discount=0.999", 100),
-        *(
-            pytest.param(name, 1000, marks=slow)
-            for name in (
-                "chicken+discount=0.999",
-                "ipd+discount=0.999",
-                "ipd+payoffs=1000,998,1001,999+discount=0.99",
-            )
-        ),
+        "ipd+discount=0.999",
+        "ipd+payoffs=1000,998,1001,999+discount=0.99",
+        pytest.param("chicken+discount=0.999", marks=slow),
     ],
 )
-def test_exact_best_responses_in_long_games(name, count):
+def test_exact_best_responses_in_long_games(name):
     """Rounding makes policy iteration go round there, or payoffs are much alike."""
     game = games.find_game(name)
-    xs = 2 * random_policies(game, count)
+    xs = 2 * random_policies(game, 1000)
     known = jnp.array([1.65509, -0.911662, -0.993471, 1.752711, 0.751890])
     xs = xs.at[0, 0].set(known)
     exact = jax.jit(jax.vmap(partial(games.exact_best_response, game)))(xs)
@@ -947,23 +919,14 @@ def test_exact_best_responses_in_long_games(name, count):
 
 
 @slow
-def test_exact_best_responses_that_see_two_rounds():
-    """Beside an agent that sees two, those that see one may be worse."""
+def test_exact_best_responses_that_see_two_rounds_against_value_iteration():
     game = games.find_game("bach_or_stravinsky+memory=2")
     rewards = {"DD": 3, "CD": 0, "DC": 0, "CC": 2}
-    respond = jax.jit(jax.vmap(partial(games.exact_best_response, game)))
-    f = jax.jit(jax.vmap(game.f))
     xs = 2 * random_policies(game, 16)
-    best = f(respond(xs))[:, 1]
+    exact = jax.jit(jax.vmap(partial(games.exact_best_response, game)))(xs)
+    returns = jax.jit(jax.vmap(game.f))(exact)[:, 1]
     expected = [best_response_value(x[0], rewards, 0.96) for x in xs]
-    np.testing.assert_allclose(best, expected, atol=1e-4)
-    returns = []
-    for row in SURE:
-        short = np.concatenate([row[:5], *[row[1:5]] * 4])  # does not see the older one
-        returns.append(f(xs.at[:, 1].set(short))[:, 1])
-    lost = best - np.max(returns, axis=0)
-    assert lost.min() > -1e-5
-    assert lost.max() > 0.1
+    np.testing.assert_allclose(returns, expected, atol=1e-4)
 
 
 @slow
@@ -996,22 +959,24 @@ def followed(rule, x, keys):
     return np.array(path)
 
 
-def ends_beside_others(agent, rule, naive, opponent, start, newcomers, ends, keys):
+def ends_beside_others(agent, rules, places, keys):
     """Where both policies end in each play of an agent, 0 or 1.
 
-    The agent starts as in `start` and follows `rule`, beside learners; where the other
-    learns the best response, from `newcomers`, it stays as it is in `ends`.
+    Learners start at `start`, and the agent follows its rule. Where the other learns
+    the best response, from `newcomers`, the agent stays as it is in `ends`.
     """
+    rule, naive, opponent = rules
+    start, newcomers, ends = places
     other = 1 - agent
 
     def respond(x, key):
         return put(naive(x), agent, x[agent])
 
     def beside_naive(x, key):
-        return put(rule(x, key), other, naive(x)[other])
+        return put(np.asarray(rule(x, key)), other, naive(x)[other])
 
     def beside_opponent(x, key):
-        return put(rule(x, key), other, opponent(x)[other])
+        return put(np.asarray(rule(x, key)), other, opponent(x)[other])
 
     begin = put(newcomers, agent, ends[agent])
     plays = {
@@ -1033,56 +998,66 @@ def check_plays(results, pair, agent, plays, f, show):
         same(results[POLICIES_OF[name] + seat][pair], show(x)[order])
 
 
+AGENTS = np.array([[1.5], [-2.5]])  # where they start
+
+
 def drawing_step(x, key, share=0.5):
-    return share * x + 0.1 * np.asarray(jax.random.normal(key, x.shape))
+    return share * x + 0.1 * jax.random.normal(key, x.shape)
 
 
+def step_beside(agent):
+    return partial(drawing_step, share=0.7 + 0.2 * agent)
+
+
+def opponent_step(x):
+    return 0.8 * x[::-1] - 0.3
+
+
+@functools.cache
 def uneven_evaluation():
-    """Of a rule that draws, and another one beside learners, from a place of its own."""
-
-    def step(x, key, share=0.5):
-        return share * x + 0.1 * jax.random.normal(key, x.shape)
-
+    """Of a rule that draws, with another one beside learners."""
     evaluate = partial(
         games.evaluate_game,
-        game=UNEVEN._replace(sample=lambda key, x: 0 / 0),  # for learners alone
-        step=step,
+        game=UNEVEN._replace(sample=lambda key, x: 1 / 0),  # nobody asks for it here
+        step=drawing_step,
         lr=LR,
         steps=STEPS,
         pairs=PAIRS,
-        step_beside=lambda agent: partial(step, share=0.7 + 0.2 * agent),
-        opponent_step=lambda x: 0.8 * x[::-1] - 0.3,
-        agent_start=jnp.array([[1.5], [-2.5]]),
+        step_beside=step_beside,
+        opponent_step=opponent_step,
+        agent_start=jnp.array(AGENTS),
         draws=True,
     )
     return jax.jit(evaluate)(jax.random.key(7))
 
 
-def test_evaluation_of_a_rule_that_draws_against_a_loop():
+@pytest.mark.parametrize("pair", [0, 2])
+def test_evaluation_of_a_rule_that_draws_against_a_loop(pair):
     """Self-play and all plays beside others, of player 1's agents and player 2's."""
     results = uneven_evaluation()
-    agents = np.array([[1.5], [-2.5]])
     naive = lambda x: x + LR * uneven_gradient(x)
-    opponent = lambda x: 0.8 * x[::-1] - 0.3
     same = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-    for pair, key in enumerate(jax.random.split(jax.random.key(7), PAIRS)):
-        key_start, key_response = jax.random.split(key)
-        keys = jax.random.split(jax.random.fold_in(key, 2), STEPS)
-        path = followed(drawing_step, agents, keys)
-        same(results["trajectories"][pair], path[..., 0])
-        same(results["self_play"][pair], UNEVEN.f(path[-1]))
-        same(results["policies"][pair], path[-1])
-        newcomers = np.asarray(UNEVEN.init(key_response))
-        for agent in (0, 1):
-            rule = partial(drawing_step, share=0.7 + 0.2 * agent)
-            start = put(np.asarray(UNEVEN.init(key_start)), agent, agents[agent])
-            plays = ends_beside_others(
-                agent, rule, naive, opponent, start, newcomers, path[-1], keys
-            )
-            check_plays(results, pair, agent, plays, UNEVEN.f, lambda x: x)
-    # The points of the survey draw by keys of their own.
+    key = jax.random.split(jax.random.key(7), PAIRS)[pair]
+    key_start, key_response = jax.random.split(key)
+    keys = jax.random.split(jax.random.fold_in(key, 2), STEPS)
+    path = followed(drawing_step, AGENTS, keys)
+    same(results["trajectories"][pair], path[..., 0])
+    same(results["self_play"][pair], UNEVEN.f(path[-1]))
+    same(results["policies"][pair], path[-1])
+    newcomers = np.asarray(UNEVEN.init(key_response))
+    for agent in (0, 1):
+        start = put(np.asarray(UNEVEN.init(key_start)), agent, AGENTS[agent])
+        places = (start, newcomers, path[-1])
+        rules = (step_beside(agent), naive, opponent_step)
+        plays = ends_beside_others(agent, rules, places, keys)
+        check_plays(results, pair, agent, plays, UNEVEN.f, lambda x: x)
+
+
+def test_the_points_of_a_survey_draw_by_keys_of_their_own():
+    results = uneven_evaluation()
     key_survey = jax.random.fold_in(jax.random.key(7), PAIRS)
     keys = jax.random.split(key_survey, 29 * 29)
+    same = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     for i, j in ((0, 0), (3, 20), (28, 28)):
         start = np.array([[j - 14], [i - 14]]) / 14
         key = keys[29 * i + j]
@@ -1116,59 +1091,46 @@ def test_evaluation_in_an_iterated_game_against_a_loop():
     np.testing.assert_allclose(results["policies"][1], show(ends), atol=1e-5)
     np.testing.assert_allclose(results["self_play"][1], f(ends), atol=1e-5)
     for agent in (0, 1):
-        plays = ends_beside_others(
-            agent, rule, naive, None, start, newcomers, ends, range(STEPS)
-        )
+        places = (start, newcomers, ends)
+        plays = ends_beside_others(agent, (rule, naive, None), places, range(STEPS))
         check_plays(results, 1, agent, plays, f, show)
         check_exact_response(results, 1, agent, show(ends), payoffs)
 
 
 def check_exact_response(results, pair, agent, tables, payoffs):
-    """That it stays beside the agent, and leaves to the other what the best one does."""
+    """That it stays beside the agent, and is as good as the best of the 32 sure ones."""
     seat = ("", "_2")[agent]
     order = [agent, 1 - agent]
     policies = results["exact_response_policies" + seat][pair]
     returns = results["exact_best_response" + seat][pair]
+    if agent == 1:  # DD, CD, DC, CC and the columns of players as player 2 sees them
+        payoffs = payoffs[[0, 2, 1, 3], ::-1]
     same = partial(np.testing.assert_allclose, atol=1e-5)
     same(policies[0], tables[agent])
-    same(returns, table_returns(policies[np.array(order)], payoffs)[order])
-    as_seen = payoffs
-    if agent == 1:  # DD, CD, DC, CC and both players' columns, as player 2 sees them
-        as_seen = payoffs[[0, 2, 1, 3], ::-1]
-    same(returns[1], best_of_sure(tables[None, order], as_seen, 0.96)[0])
+    same(returns, table_returns(policies, payoffs))
+    same(returns[1], best_of_sure(tables[None, order], payoffs, 0.96)[0])
 
 
 def shapes_of_evaluation(game, **settings):
+    settings = dict(lr=LR, steps=STEPS, pairs=PAIRS) | settings
     evaluate = partial(games.evaluate_game, jax.random.key(0), game, lambda x: x)
-    results = jax.eval_shape(
-        lambda: evaluate(lr=LR, steps=STEPS, pairs=PAIRS, **settings)
-    )
+    results = jax.eval_shape(lambda: evaluate(**settings))
     return {name: array.shape for name, array in results.items()}
 
 
-def test_whose_agents_are_evaluated_and_in_which_plays():
-    plane = {
-        "trajectories": (PAIRS, STEPS + 1, 2),
-        "endpoints": (29, 29, 2),
-        "field": (29, 29, 2),
-        "basin_fraction": (),
-        "final_returns": (2,),
-    }
-    returns = ("self_play", "best_response", "versus_naive")
-    policies = ("policies", "response_policies", "versus_naive_policies")
-    first = dict.fromkeys(returns, (PAIRS, 2))
-    first |= dict.fromkeys(policies, (PAIRS, 2, 1))
-    assert shapes_of_evaluation(GAMES["logistic"]) == first | plane
-    assert shapes_of_evaluation(UNEVEN, agents=(0,)) == first | plane
+def test_whose_agents_are_evaluated():
+    """Player 2's in games that are not symmetric, unless the caller wants player 1's."""
+    first = shapes_of_evaluation(GAMES["logistic"])
+    assert shapes_of_evaluation(UNEVEN, agents=(0,)) == first
     second = {}
-    for name in (*returns[1:], *policies[1:]):
-        second[name + "_2"] = first[name]
-    assert shapes_of_evaluation(UNEVEN) == first | second | plane
+    for name in ("best_response", "versus_naive"):
+        second[name + "_2"] = (PAIRS, 2)
+    for name in ("response_policies", "versus_naive_policies"):
+        second[name + "_2"] = (PAIRS, 2, 1)
+    assert shapes_of_evaluation(UNEVEN) == first | second
     iterated = shapes_of_evaluation(games.find_game("ipd+mlp"))
-    tables = ("exact_response_policies", *policies)
-    expected = dict.fromkeys(tables, (PAIRS, 2, 5))  # log-odds, not weights
-    expected |= dict.fromkeys(("exact_best_response", *returns), (PAIRS, 2))
-    assert iterated == expected
+    assert iterated["policies"] == (PAIRS, 2, 5)  # log-odds, not weights
+    assert not {"trajectories", "endpoints", "best_response_2"} & iterated.keys()
 
 
 def test_basins_of_a_field_whose_basins_are_known():
@@ -1179,10 +1141,7 @@ def test_basins_of_a_field_whose_basins_are_known():
     np.testing.assert_allclose(results["basin_fraction"], 14 * 14 / 841, rtol=1e-6)
     # Rows are those of x_2, columns those of x_1.
     np.testing.assert_allclose(results["endpoints"][0, -1], (10 + 3, -10 - 3))
-    signs = np.sign(np.arange(-14, 15))
-    expected = 0.5 * np.tile(signs, (29, 1))  # x + .5 - x, in float32, up to x = 7
-    np.testing.assert_allclose(results["field"][..., 0], expected, atol=1e-6)
-    np.testing.assert_allclose(results["field"][..., 1], results["field"][..., 0].T)
+    np.testing.assert_allclose(results["field"][0, -1], (0.5, -0.5))
     ends = results["endpoints"].reshape(-1, 2, 1)
     returns = jax.vmap(game.f)(ends).mean(axis=0)
     np.testing.assert_allclose(results["final_returns"], returns, rtol=1e-5)
@@ -1220,7 +1179,7 @@ def direction_of(script, x, strength, params, config):
         policies = pola.pola_step(f, x, strength, config.beta, near, 5, 0.1)
         return (policies - x) / config.lr
     if script == "cola":
-        return cola.cola_gradient(params, QUICK_IMP, x, strength)
+        return cola.cola_gradient(params, QUICK_IMP, x, strength[0])
     if script == "meva":
         return meva.meva_gradient(params, QUICK_IMP, x, strength, config)
     gradient = simultaneous_gradient(f, x)
@@ -1286,11 +1245,10 @@ def test_each_script_evaluates_the_step_of_its_public_function(script, monkeypat
     assert found["step"].shape == (len(strengths), 2, 5)
     same = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6 * config.lr)
     for i, strength in enumerate(strengths):
-        same(found["step"][i], x + config.lr * direction(strength))
+        of_both = np.full(2, strength)
+        same(found["step"][i], x + config.lr * direction(of_both))
         for agent in (0, 1):
-            own = strength
-            if script == "meva":
-                own = strength * np.eye(2)[agent]
+            own = of_both * np.eye(2)[agent] if script == "meva" else of_both
             expected = x[agent] + config.lr * direction(own)[agent]
             same(found[f"beside by {agent}"][i], expected)
 
@@ -1320,19 +1278,17 @@ def test_learners_estimate_returns_by_keys_of_their_own(script, monkeypatch):
     np.testing.assert_allclose(found["step"][0], x + config.lr * direction, rtol=1e-4)
 
 
-@pytest.mark.parametrize("seeds", [[0], [5, 6]])
-def test_a_seed_has_a_key_to_train_with_and_one_to_evaluate_with(seeds):
+def test_a_seed_has_a_key_to_train_with_and_one_to_evaluate_with():
     def draw(train_key, eval_key, added):
         keys = jax.random.key_data(train_key), jax.random.key_data(eval_key)
         return jnp.stack(keys), added + 1
 
     mesh = games.use_devices(1, 1, None)
-    keys, added = games.over_seeds(draw, mesh)(np.uint32(seeds), np.arange(len(seeds)))
-    expected = [jax.random.split(jax.random.key(seed)) for seed in seeds]
-    np.testing.assert_array_equal(
-        keys, [jax.random.key_data(pair) for pair in expected]
-    )
-    np.testing.assert_array_equal(added, np.arange(len(seeds)) + 1)
+    keys, added = games.over_seeds(draw, mesh)(np.uint32([5, 6]), np.array([7, 8]))
+    for seed in (5, 6):
+        pair = jax.random.split(jax.random.key(seed))
+        np.testing.assert_array_equal(keys[seed - 5], jax.random.key_data(pair))
+    np.testing.assert_array_equal(added, [8, 9])
 
 
 # naive.py, lola.py, hola.py: closed forms on Tandem, and nested finite differences.
@@ -3417,22 +3373,6 @@ def test_the_returns_of_a_run_are_those_of_its_policies_and_in_its_table(
         assert f"{(one + two) / 2:.3f} +- {abs(one - two) / 2:.3f} :" in out
 
 
-@each_run
-def test_all_algorithms_follow_the_same_pairs_of_policies(script, game, once):
-    """Those that each seed's second key draws; but M-MAML's agents learn theirs."""
-    if script == "maml" or not GAMES[game].planar:
-        pytest.skip("starts are not kept")
-    starts = []
-    for seed in (0, 1):
-        key = jax.random.split(jax.random.key(seed))[1]
-        for key_pair in jax.random.split(key, 3):
-            key_start = jax.random.split(key_pair)[0]
-            starts.append(GAMES[game].init(key_start)[:, 0])
-    starts = np.reshape(starts, (2, 3, 2))  # of 2 seeds, 3 pairs
-    for found in once(script, game)[1]["trajectories"][:, :, :, 0]:
-        np.testing.assert_allclose(found, starts, rtol=1e-6)
-
-
 # What one game or script has and the others have not.
 VARIED = [
     ("naive", "ipd+payoffs=1,-1,-1,1,-1,1,1,-1e+0"),
@@ -3460,20 +3400,6 @@ def test_every_script_runs_on_variants_of_games(script, name, tmp_path):
     returns = [games.iterated_returns(x, game.rules.payoffs, 0.96) for x in tables]
     found = arrays["self_play"].reshape(-1, 2)
     np.testing.assert_allclose(returns, found, rtol=1e-4, atol=1e-4)
-
-
-@slow
-def test_a_seed_is_the_same_run_whatever_the_number_of_seeds(once, tmp_path):
-    """To the bit on a CPU, where seeds are trained in turn; on a GPU to rounding."""
-    both = once("meva", "logistic")[1]
-    second = run(tmp_path, seed=1, num_seeds=1)
-    tolerance = {"rtol": 0 if jax.default_backend() == "cpu" else 1e-2}
-    for name in ("params/embed/first/w", "loss", "self_play_curve"):
-        np.testing.assert_allclose(both[name][1], second[name][0], **tolerance)
-        assert np.abs(both[name][0] - both[name][1]).min() > 0
-    for name in ("trajectories", "best_response", "endpoints"):
-        one, two = both[name][:, 1], second[name][:, 0]
-        np.testing.assert_allclose(one, two, **tolerance)
 
 
 @slow
@@ -3748,14 +3674,19 @@ def call_rules(key, game, step, step_beside=None, opponent_step=None, draws=Fals
     return {f"rule {i}": end for i, end in enumerate(ends)}
 
 
+def lower_for_a_gpu(function, *args):
+    exported = jax.export.export(jax.jit(function), platforms=["cuda"])
+    return exported(*args).mlir_module()
+
+
 @functools.cache
 def trace(script, name):
     """A script's programs, lowered for a GPU, and the settings read on the way.
 
     `train` and `evaluate`. What all share, `evaluate_game`, comes with naive.py alone.
     """
-    module, game = SCRIPTS[script], games.find_game(name)
-    read, texts = set(), []
+    module, game, key = SCRIPTS[script], games.find_game(name), jax.random.key(0)
+    read, texts, params = set(), [], []
 
     class Spy(module.Config):
         def __getattribute__(self, name):
@@ -3766,23 +3697,18 @@ def trace(script, name):
     beside["mfos"] = {"opponent": "lola"}
     config = Spy(**vars(tiny(name, script, **beside.get(script, {}))))
     read.clear()
-
-    def lower(function, *args):
-        program = jax.jit(function)
-        exported = jax.export.export(program, platforms=["cuda"])(*args)
-        texts.append(exported.mlir_module())
-        return jax.eval_shape(program, *args)
-
-    key, params = jax.random.key(0), []
-    if script in MODELS:
-        params = [lower(lambda key: module.train(key, game, config), key)[0]]
+    train = jax.jit(lambda key: module.train(key, game, config))
     play = games.evaluate_game if script == "naive" else call_rules
     with (
         mock.patch.object(jax, "default_backend", return_value="gpu"),
         mock.patch.object(cola, "ORDERS", (0, 1)),
         mock.patch.object(module, "evaluate_game", play),
     ):
-        lower(lambda *args: module.evaluate(*args, game, config), key, *params)
+        if script in MODELS:
+            texts.append(lower_for_a_gpu(train, key))
+            params.append(jax.eval_shape(train, key)[0])
+        evaluate = partial(module.evaluate, game=game, config=config)
+        texts.append(lower_for_a_gpu(evaluate, key, *params))
     return texts, read
 
 
@@ -4160,28 +4086,14 @@ def test_a_whole_checkpoint_that_does_not_fit_is_refused(tmp_path):
 
 @slow
 def test_mfos_goes_on_from_its_checkpoint_bit_for_bit(once, tmp_path, capsys):
-    """It was interrupted where it would have written the second one."""
     words = ["--game", "logistic", "--resume", "--out", str(tmp_path)]
     words += flags(**TINY["mfos"] | TINY_EVAL)
-    path = tmp_path / "results/mfos_logistic.checkpoint.npz"
-    save, states = games.save_checkpoint, []
-
-    def save_two(path, state, *rest):  # the first is from before training
-        states.append(state)
-        if len(states) == 3:
-            raise KeyboardInterrupt
-        save(path, state, *rest)
-
-    interrupted = mock.patch.object(games, "save_checkpoint", save_two)
-    with interrupted, pytest.raises(KeyboardInterrupt):
+    stop = mock.patch.object(games, "print_progress", side_effect=KeyboardInterrupt)
+    with stop, pytest.raises(KeyboardInterrupt):  # after the first chunk
         mfos.main(words)
-    middle = arrays_in(path)
-    assert (middle["state/step"] == 10).all()
+    middle = arrays_in(tmp_path / "results/mfos_logistic.checkpoint.npz")
+    assert middle["state/step"].tolist() == [10, 10]
     assert middle["curves/mean_return"].shape == (2, 10, 1, 2)
-    for flag, other, said in (("--clip", "0.3", "0.2"), ("--epochs", "5", "4")):
-        with pytest.raises(games.BadCheckpoint, match=f"has {flag} {said}$"):
-            mfos.main([*words, flag, other])
-    capsys.readouterr()
     mfos.main(words)
     out = capsys.readouterr().out
     assert " 20 / 20 " in out and " 10 / 20 " not in out
@@ -4405,15 +4317,14 @@ def train(train_key, eval_key, w):
     results = games.mean_over_devices(descend, w, x)
     alone = "batch" in jax.sharding.get_abstract_mesh().manual_axes
     results["device"] = jax.lax.axis_index("batch") if alone else jnp.int32(-1)
-    return results | {"turned": turned["gradient"], "evaluated": x + eval_key_of(eval_key)}
-
-def eval_key_of(key):
-    return jax.random.normal(key)
+    results["turned"] = turned["gradient"]
+    results["evaluated"] = x + jax.random.normal(eval_key)
+    return results
 
 mesh = games.use_devices(4, None, None)
 found = {"devices": mesh.size}
 with jax.set_mesh(mesh):
-    for count in (1, 2, 3, 4):
+    for count in (2, 3):
         seeds = np.arange(count, dtype=np.uint32) + 5
         w = np.arange(3.0 * count, dtype=np.float32).reshape(count, 3)
         for name, array in games.over_seeds(train, mesh)(seeds, w).items():
@@ -4444,9 +4355,8 @@ def test_two_devices_have_seeds_of_their_own_or_share_the_batch_of_each(tmp_path
     run_code(TWO_DEVICES, str(path), JAX_NUM_CPU_DEVICES="2")
     found = arrays_in(path)
     assert found["devices"] == 2
-    # Sums of float32 numbers of some 10, which cancel here and there.
-    same = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
-    for count in (1, 2, 3, 4):
+    same = partial(np.testing.assert_allclose, rtol=1e-5)
+    for count in (2, 3):
         for i in range(count):
             train_key, eval_key = jax.random.split(jax.random.key(5 + i))
             x = np.asarray(jax.random.normal(train_key, (4, 3)))
@@ -4458,9 +4368,10 @@ def test_two_devices_have_seeds_of_their_own_or_share_the_batch_of_each(tmp_path
             drawn = x + jax.random.normal(eval_key)
             same(found[f"{count}/evaluated"][i], drawn)
     # Which device had each seed, if one did; and how many rows of the batch each had.
-    for count, devices in ((1, [-1]), (2, [0, 1]), (3, [-1] * 3), (4, [0, 0, 1, 1])):
-        assert found[f"{count}/device"].tolist() == devices
-        assert found[f"{count}/rows"].tolist() == [2 if count % 2 else 4] * count
+    assert found["2/device"].tolist() == [0, 1]
+    assert found["2/rows"].tolist() == [4, 4]
+    assert found["3/device"].tolist() == [-1, -1, -1]
+    assert found["3/rows"].tolist() == [2, 2, 2]
     assert found["share_of_4"].tolist() == [2, 3]
     assert found["share_of_5"].tolist() == [5, 3]
 
@@ -4471,6 +4382,17 @@ def test_devices_are_as_many_as_the_users_flags_of_xla_say():
     assert run_code(code, XLA_FLAGS=flag).split() == ["4"]
 
 
+def start_two(folder, words):
+    """Two processes that share the work, on a port that is free."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    words = [*words, "--distributed", address, "2"]
+    first = start(folder, *words, "0", JAX_NUM_CPU_DEVICES="1")
+    second = start(folder, *words, "1", JAX_NUM_CPU_DEVICES="1")
+    return first, second
+
+
 @slow
 def test_devices_and_processes_train_as_one(tmp_path):
     """Four seeds: two processes have two each; then four devices one each."""
@@ -4478,30 +4400,20 @@ def test_devices_and_processes_train_as_one(tmp_path):
     words = ["--game", "logistic", "--resume"]
     words += flags(**TINY["meva"] | TINY_EVAL | settings)
 
-    def start_two():
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
-        more = [*words, "--distributed", address, "2"]
-        one = partial(start, tmp_path, *more, JAX_NUM_CPU_DEVICES="1")
-        return one("0"), one("1")
-
-    first, second = start_two()
+    first, second = start_two(tmp_path, words)
     wait_for_loop(first)
     second.kill()
     first.communicate(timeout=200)
     assert first.returncode != 0  # it ends when the other is lost
     shutil.copytree(tmp_path / "results", tmp_path / "more/results")
-    first, second = start_two()
+    first, second = start_two(tmp_path, words)
     out, err = first.communicate(timeout=200)
     assert " 61 / 61 " in out and not re.search(r"^ *25 / 61", out, re.MULTILINE), err
     # Only process 0 prints; the network's library does, too.
     assert not re.search("loss|wrote|config", second.communicate(timeout=200)[0])
-    # And more devices, from the same checkpoint on: as many as divide the batch of 4.
-    words += ["--devices", "9"]
+    # And as many of more devices as divide the batch, from the same checkpoint on.
     process = start(tmp_path / "more", *words, JAX_NUM_CPU_DEVICES="8")
-    out, err = process.communicate(timeout=200)
-    assert "4 x cpu" in out, err
+    assert "4 x cpu" in process.communicate(timeout=200)[0]
     whole = run(tmp_path / "one", **settings)
     for folder in (tmp_path, tmp_path / "more"):
         found = arrays_in(folder / "results/meva_logistic.npz")
@@ -4567,11 +4479,6 @@ def test_programs_are_fit_for_a_gpu(script, game):
     assert bool(products(texts[-1])) == has_network
 
 
-def lower_for_a_gpu(function, n):
-    exported = jax.export.export(jax.jit(function), platforms=["cuda"])
-    return exported(jnp.zeros((2, n))).mlir_module()
-
-
 @pytest.mark.parametrize(
     "name", ["ultimatum", "imp+mlp+memory=2", "ipd+skewed+episodes=8+length=9"]
 )
@@ -4587,7 +4494,7 @@ def test_no_kind_of_game_multiplies_matrices_in_what_players_get(name):
         sample = partial(game.sample, jax.random.key(0))
         return gradient, responses, simultaneous_gradient(sample, x)
 
-    text = lower_for_a_gpu(everything, game.n)
+    text = lower_for_a_gpu(everything, jnp.zeros((2, game.n)))
     check_fit_for_a_gpu(text)
     assert not products(text)
 
@@ -4605,8 +4512,9 @@ def test_lola_and_soss_family_are_not_rounded_on_a_gpu():
     def with_products(x):
         return [sos.sos_gradient(f, x, 1.0, variant) for variant in ("cgd", "lss")]
 
-    assert not products(lower_for_a_gpu(without_products, 1))
-    found = products(lower_for_a_gpu(with_products, 1))
+    x = jnp.zeros((2, 1))
+    assert not products(lower_for_a_gpu(without_products, x))
+    found = products(lower_for_a_gpu(with_products, x))
     assert found
     for product in found:
         assert FULL_PRECISION in product
