@@ -1708,6 +1708,8 @@ def draw_play(axis, returns: np.ndarray, color: str, labels: tuple[str, str]):
     other = {"fmt": "s--", "color": "black", "label": labels[1]}
     axis.errorbar(positions, mean[:, 0], error[:, 0], **agent)
     axis.errorbar(positions + 0.1, mean[:, 1], error[:, 1], **other)
+    axis.set_xlim(-0.5, len(returns) - 0.4)
+    axis.legend(fontsize="small", framealpha=0.5)
     return np.concatenate([mean.ravel(), by_seed.ravel()])
 
 
@@ -1729,8 +1731,6 @@ def draw_player(
         drawn.append(draw_play(axes[name], returns, color, (agent, other)))
         axes[name].set(title=title, xlabel=symbol, ylabel="expected return")
         axes[name].set_xticks(range(len(ticks)), ticks, rotation=60)
-        axes[name].set_xlim(-0.5, len(ticks) - 0.4)
-        axes[name].legend(fontsize="small", framealpha=0.5)
 
     drawn = np.concatenate(drawn)
     drawn = drawn[np.isfinite(drawn)]  # without what has diverged
