@@ -89,7 +89,6 @@ SCRIPTS = {
 TRAINED = ("cola", "meva")  # on several devices
 MODELS = (*TRAINED, "maml", "mfos")
 UNSWEPT = ("naive", "maml", "mfos")
-FIRST = [name for name in SCRIPTS if name not in MODELS]
 SAMPLERS = ("naive", "lola", "meva")  # that learn from estimates of f, too
 VARIANTS = ("exact", "taylor", "taylor-stop", "lookahead")
 TINY = {  # for each script, with the settings of TINY_EVAL
