@@ -631,11 +631,17 @@ def test_state_distribution_against_a_simulation(memory, discount):
 
 def test_returns_are_computed_in_float32_at_least():
     """In half precision x alone is rounded, and what is returned."""
-    x = (3 * random_policies(GAMES["ipd"], 1)[0]).astype(jnp.bfloat16)
-    returns = jax.jit(GAMES["ipd"].f)(x)
+    game, payoffs, key = GAMES["ipd"], payoffs_of("ipd"), jax.random.key(1)
+    half = (3 * random_policies(game, 1)[0]).astype(jnp.bfloat16)
+    x = half.astype(jnp.float32)
+    same = partial(np.testing.assert_allclose, rtol=2**-8)
+    returns = jax.jit(game.f)(half)
     assert returns.dtype == jnp.bfloat16
-    expected = table_returns(x.astype(jnp.float32), payoffs_of("ipd"))
-    np.testing.assert_allclose(returns.astype(jnp.float32), expected, rtol=2**-8)
+    same(returns.astype(jnp.float32), table_returns(x, payoffs))
+    sample = jax.jit(lambda x: games.sampled_returns(key, x, payoffs.T, 0.9, 3, 20))
+    sampled = sample(half)
+    assert sampled.dtype == jnp.bfloat16
+    same(sampled.astype(jnp.float32), sample(x))
 
 
 @slow
@@ -767,7 +773,7 @@ def test_sampled_returns_and_their_derivatives_are_unbiased(name, estimated):
     [(128, 100, 0.945, 0.03, (0.01, 0.02)), (2048, 8, 0.994, 0.01, (0, 0.006))],
 )
 def test_how_good_sampled_gradients_are(episodes, count, cosine, most, error):
-    """The cosine to the exact gradients of players, and the root mean square error of f.
+    """The cosine to players' exact gradients, and the root mean square error of f.
 
     Means over random policies; others measured .945 for 128 episodes, .994 for 2048.
     """
@@ -1097,7 +1103,7 @@ def test_evaluation_in_an_iterated_game_against_a_loop():
 
 
 def check_exact_response(results, pair, agent, tables, payoffs):
-    """That it stays beside the agent, and is as good as the best of the 32 sure ones."""
+    """That it stays beside the agent, and is as good as any of the 32 sure ones."""
     seat = ("", "_2")[agent]
     order = [agent, 1 - agent]
     policies = results["exact_response_policies" + seat][pair]
@@ -1118,7 +1124,7 @@ def shapes_of_evaluation(game, **settings):
 
 
 def test_whose_agents_are_evaluated():
-    """Player 2's in games that are not symmetric, unless the caller wants player 1's."""
+    """Player 2's in games that are not symmetric, unless only player 1's are asked."""
     first = shapes_of_evaluation(GAMES["logistic"])
     assert shapes_of_evaluation(UNEVEN, agents=(0,)) == first
     second = {}
@@ -1152,14 +1158,13 @@ def test_basins_of_a_field_whose_basins_are_known():
 
 
 def quick_returns(x):
-    return jnp.stack([jnp.sin(x[0]) @ x[1], x[0] ** 2 @ jnp.sin(x[1])]) / 5
+    return jnp.stack([jnp.sin(x[0]) @ x[1], x[0] ** 2 @ jnp.sin(x[1])]) / 50
 
 
 QUICK_IMP = GAMES["imp"]._replace(f=quick_returns)
 OTHER_SETTINGS = {  # than the defaults, where a rule has settings
-    "lola": dict(variant="taylor", lookahead=2),
-    "hola": dict(order=1),
-    "sos": dict(variant="lookahead"),
+    "lola": dict(variant="taylor", lookahead=2, alphas=(0.0, 20.0)),
+    "hola": dict(order=1, alphas=(0.0, 20.0)),
     "pola": dict(climb_steps=5, climb_tolerance=0.1),
 }
 
@@ -1172,7 +1177,7 @@ def direction_of(script, x, strength, params, config):
     if script == "hola":
         return hola.hola_gradient(f, x, strength, 1)
     if script == "sos":  # 25 is 1 / (1 - discount)
-        return sos.sos_gradient(f, x, strength, "lookahead", scale=25.0)
+        return sos.sos_gradient(f, x, strength, scale=25.0)
     if script == "pola":
         near = partial(pola.divergence, QUICK_IMP)
         policies = pola.pola_step(f, x, strength, config.beta, near, 5, 0.1)
@@ -1188,7 +1193,7 @@ def direction_of(script, x, strength, params, config):
 
 
 def strengths_of(script, config):
-    """What is swept: COLA's alphas, MeVa's gammas, other scripts' alphas, or nothing."""
+    """What is swept: COLA's alphas, MeVa's gammas, others' alphas, or nothing."""
     if script == "cola":
         return config.eval_alphas
     if script == "meva":
@@ -1224,8 +1229,8 @@ def spied_evaluation(script, game, config, params, x, monkeypatch):
 @pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "mfos"])
 def test_each_script_evaluates_the_step_of_its_public_function(script, monkeypatch):
     """In self-play and beside others. A naive learner's gamma is 0."""
-    config = tiny("imp", script, **OTHER_SETTINGS.get(script, {}))
-    x = 3 * random_policies(QUICK_IMP, 1)[0]
+    config = tiny("imp", script, lr=1.5, **OTHER_SETTINGS.get(script, {}))
+    x = random_policies(QUICK_IMP, 1)[0]  # SOS takes short steps here if unscaled
     params = []
     if script in MODELS:
         params = [SCRIPTS[script].model_init(jax.random.key(1), QUICK_IMP, config)]
@@ -1242,7 +1247,7 @@ def test_each_script_evaluates_the_step_of_its_public_function(script, monkeypat
     direction = jax.jit(lambda s: direction_of(script, x, s, model, config))
     strengths = strengths_of(script, config)
     assert found["step"].shape == (len(strengths), 2, 5)
-    same = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6 * config.lr)
+    same = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     for i, strength in enumerate(strengths):
         of_both = np.full(2, strength)
         same(found["step"][i], x + config.lr * direction(of_both))
@@ -1254,14 +1259,14 @@ def test_each_script_evaluates_the_step_of_its_public_function(script, monkeypat
 
 @pytest.mark.parametrize("script", ["naive", "lola"])
 def test_learners_estimate_returns_by_keys_of_their_own(script, monkeypatch):
-    """An estimate is a random factor of returns here; LOLA's imagined step has another."""
+    """An estimate is a random factor of returns here, another one for imagined steps."""
 
     def sample(key, x):
         return quick_returns(x) * jax.random.uniform(key)
 
     game = QUICK_IMP._replace(sample=sample)
-    x = 3 * random_policies(game, 1)[0]
-    settings = dict(alphas=(0.9,), variant="taylor", lookahead=2)
+    x = random_policies(game, 1)[0]
+    settings = dict(alphas=(20.0,), variant="taylor", lookahead=2)
     if script == "naive":
         settings = {}
     config = SCRIPTS[script].make_config(game, **settings)
@@ -1273,8 +1278,8 @@ def test_learners_estimate_returns_by_keys_of_their_own(script, monkeypatch):
     else:
         f, f_ahead = [partial(sample, key) for key in jax.random.split(key)]
         gradient = partial(lola.lola_gradient, f, variant="taylor", lookahead=2)
-        direction = jax.jit(partial(gradient, alpha=0.9, f_ahead=f_ahead))(x)
-    np.testing.assert_allclose(found["step"][0], x + config.lr * direction, rtol=1e-4)
+        direction = jax.jit(partial(gradient, alpha=20.0, f_ahead=f_ahead))(x)
+    np.testing.assert_allclose(found["step"][0], x + config.lr * direction, rtol=1e-5)
 
 
 def test_a_seed_has_a_key_to_train_with_and_one_to_evaluate_with():
