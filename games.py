@@ -1242,7 +1242,11 @@ def join_processes(words: list[str]):
 
 
 def over_devices(batch: jax.Array) -> jax.Array:
-    """Deal a batch out to the devices of the mesh that is set, if they divide it."""
+    """Deal a batch out to the devices of the mesh that is set, if they divide it.
+
+    Not where each device has seeds of its own (`over_seeds`): "batch" is then no axis
+    that JAX shares out, one of `auto_axes`.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if "batch" not in mesh.auto_axes or len(batch) % mesh.size > 0:
         return batch

@@ -1,6 +1,8 @@
-"""Every test. `python -m pytest -q -m "not slow"` runs the quick ones on a CPU in a few minutes, `-m slow` the others.
+"""Every test. `python -m pytest -q -n auto -m "not slow"` runs the quick ones, `-m slow`
+the others, in a few minutes each on two CPU cores.
 
-Oracles are independent of the code: closed forms, finite differences in float64, simulations and plain Python loops.
+Oracles are independent of the code: closed forms, finite differences in float64,
+simulations and plain Python loops. A comment above each section says which it has.
 """
 
 import atexit
@@ -24,7 +26,8 @@ from functools import partial
 from typing import NamedTuple
 from unittest import mock
 
-# Most of the tests' time is compiling: programs need not be optimised. To be set before jax is imported.
+# Most of the tests' time is compiling: programs need not be optimised. To be set before
+# jax is imported.
 FLAGS = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_backend_optimization_level=0"
 
@@ -154,7 +157,10 @@ def put(x, i, row):
 
 
 def difference(function, x, step=1e-3):
-    """The gradient of a scalar function of a vector, by five points in each direction (error of order step^4)."""
+    """The gradient of a scalar function of a vector, by five points in each direction.
+
+    The error is of order step^4.
+    """
     gradient = np.zeros_like(x)
     for k in range(len(x)):
         e = np.zeros_like(x)
@@ -4424,6 +4430,21 @@ def test_devices_and_processes_train_as_one(tmp_path):
         assert found.keys() == whole.keys()
         for name in ("loss", "field", "params/readout/w"):  # rounding grows in training
             np.testing.assert_allclose(found[name], whole[name], rtol=0.01, atol=0.01)
+
+
+@slow
+def test_two_processes_share_the_batch_of_a_single_seed(tmp_path):
+    settings = {"outer_steps": 3, "num_seeds": 1}
+    words = ["--game", "logistic", *flags(**TINY["meva"] | TINY_EVAL | settings)]
+    first, second = start_two(tmp_path, words)
+    out, err = first.communicate(timeout=200)
+    assert "2 x cpu" in out, err
+    second.communicate(timeout=200)
+    found = arrays_in(tmp_path / "results/meva_logistic.npz")
+    whole = run(tmp_path / "one", **settings)
+    for name in ("loss", "gradient_norm", "field", "params/readout/w"):
+        # float32 rounding, of means over halves of the batch
+        np.testing.assert_allclose(found[name], whole[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
