@@ -1,3 +1,13 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "jax>=0.8,!=0.10.2",
+#     "chex>=0.1.90",
+#     "optax>=0.2.6",
+#     "numpy>=2.0",
+#     "matplotlib>=3.10.8",
+# ]
+# ///
 """COLA, consistent LOLA: a learned gradient that looks ahead at itself.
 
 Willi et al. (2022), as in App. B of Cooijmans, Aghajohari and Courville (2023), whose

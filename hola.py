@@ -1,3 +1,13 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "jax>=0.8,!=0.10.2",
+#     "chex>=0.1.90",
+#     "optax>=0.2.6",
+#     "numpy>=2.0",
+#     "matplotlib>=3.10.8",
+# ]
+# ///
 """HOLA(n), higher-order LOLA: the opponent, too, looks ahead, one step less far.
 
 Foerster et al. (2018), as in Cooijmans, Aghajohari and Courville (2023), App. B.

@@ -1,3 +1,13 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "jax>=0.8,!=0.10.2",
+#     "chex>=0.1.90",
+#     "optax>=0.2.6",
+#     "numpy>=2.0",
+#     "matplotlib>=3.10.8",
+# ]
+# ///
 """LOLA: ascend the return that follows the opponent's next learning step.
 
 Foerster et al. (2018), Learning with Opponent-Learning Awareness, in the exact form of

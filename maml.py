@@ -1,3 +1,13 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "jax>=0.8,!=0.10.2",
+#     "chex>=0.1.90",
+#     "optax>=0.2.6",
+#     "numpy>=2.0",
+#     "matplotlib>=3.10.8",
+# ]
+# ///
 """M-MAML: learn where to start and how fast to learn, so that naive learning ends well.
 
 "Multi-agent MAML". It is from Al-Shedivat et al. (2018), Continuous Adaptation via

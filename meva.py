@@ -1,3 +1,13 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "jax>=0.8,!=0.10.2",
+#     "chex>=0.1.90",
+#     "optax>=0.2.6",
+#     "numpy>=2.0",
+#     "matplotlib>=3.10.8",
+# ]
+# ///
 """Meta-Value Learning (MeVa): follow the gradient of a learned sum of future returns.
 
 Cooijmans, Aghajohari and Courville (2023), Learning with Learning Awareness using

@@ -1,3 +1,13 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "jax>=0.8,!=0.10.2",
+#     "chex>=0.1.90",
+#     "optax>=0.2.6",
+#     "numpy>=2.0",
+#     "matplotlib>=3.10.8",
+# ]
+# ///
 """M-FOS: an agent that plays a game of policies, and learns by PPO to shape learners.
 
 Lu, Willi, Letcher and Foerster (2022), Model-Free Opponent Shaping, on exact games with

@@ -1,3 +1,13 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "jax>=0.8,!=0.10.2",
+#     "chex>=0.1.90",
+#     "optax>=0.2.6",
+#     "numpy>=2.0",
+#     "matplotlib>=3.10.8",
+# ]
+# ///
 """Naive learning: each player follows its own gradient as if the other stood still.
 
 Cooijmans, Aghajohari and Courville (2023), Sec. 2.1. Both players step at once (Eq. 1),

@@ -1,3 +1,13 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "jax>=0.8,!=0.10.2",
+#     "chex>=0.1.90",
+#     "optax>=0.2.6",
+#     "numpy>=2.0",
+#     "matplotlib>=3.10.8",
+# ]
+# ///
 """POLA, proximal LOLA: the best policy nearby, given the opponent's next step.
 
 Zhao, Lu, Grosse and Foerster (2022), Proximal Learning With Opponent-Learning

@@ -1,3 +1,13 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "jax>=0.8,!=0.10.2",
+#     "chex>=0.1.90",
+#     "optax>=0.2.6",
+#     "numpy>=2.0",
+#     "matplotlib>=3.10.8",
+# ]
+# ///
 """SOS, stable opponent shaping: LOLA, less of it where it turns against LookAhead.
 
 Letcher et al. (2019), Stable Opponent Shaping in Differentiable Games. Player i has
