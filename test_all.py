@@ -50,6 +50,7 @@ import mfos
 import naive
 import plots
 import pola
+import report
 import sos
 from games import GAMES, Game, simultaneous_gradient
 
@@ -4785,20 +4786,6 @@ def plot(words, capsys):
 
 
 @slow
-def test_the_report_in_results_paper_is_current(tmp_path):
-    shutil.copytree(ROOT / "results/paper", tmp_path / "results/paper")
-    path = tmp_path / "results/paper/README.md"
-    before = path.read_text("utf-8")
-    tables = re.compile("(<!-- table .*?-->\n).*?(\n<!-- end)", re.DOTALL)
-    path.write_text(tables.sub(r"\1\2", before), "utf-8")
-    assert len(path.read_text("utf-8")) < len(before) / 2
-    process = start(tmp_path, "--report", script="plots", XLA_FLAGS=FLAGS)
-    process.communicate()
-    assert path.read_text("utf-8") == before
-    assert "Missing here" not in before
-
-
-@slow
 def test_every_figure_is_drawn(tmp_path, capsys, monkeypatch):
     shutil.copytree(ROOT / "results/paper", tmp_path / "results/paper")
     for name in ("hills", "hill_paths", "tournament_imp", "tournament_chicken"):
@@ -4810,46 +4797,6 @@ def test_every_figure_is_drawn(tmp_path, capsys, monkeypatch):
         image = imread(tmp_path / f"figures/{name}.png")
         assert image.shape[1] > 600
         assert image.std() > 0.05  # something is on it
-
-
-SLOW_COMMANDS = re.compile(r"(meva|lola)_ipd\+episodes")
-COMMANDS = []
-for name, planned in plots.RUNS.items():
-    if planned.script == "plots" or name.startswith("games/"):
-        continue
-    marks = [slow] if SLOW_COMMANDS.search(name) else []
-    COMMANDS.append(pytest.param(name, marks=marks))
-
-
-def save_settings(path, settings, **changes):
-    """A file with these settings and no results but a sweep."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"outer_steps": 3} | settings | changes)
-    np.savez(path, config=text, sweep=np.zeros(3))
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_makes_the_run_that_it_is_for(name, tmp_path):
-    """A run is found where its command writes it, and no other settings are."""
-    script, *words = plots.command(name, tmp_path).split()[1:]
-    script = script.removesuffix(".py")
-    config = parsed(SCRIPTS[script], words)
-    out = pathlib.Path(words[words.index("--out") + 1])
-    path = plots.paths_of(name, tmp_path)[0]
-    named = getattr(config, "name", script)
-    assert path == out / f"results/{named}_{config.game}.npz"
-
-    settings = vars(config)
-    save_settings(path, settings)
-    assert name in plots.find([name], tmp_path, exactly=True)[0]
-    for key in settings.keys() - {"game", "outer_steps"}:
-        if settings[key] == 77:
-            continue
-        save_settings(path, settings, **{key: 77})
-        assert name not in plots.find([name], tmp_path, exactly=True)[0], key
-    save_settings(path, settings, game=config.game + "+swapped")
-    with pytest.raises(plots.Broken):
-        plots.find([name], tmp_path)
 
 
 BAD_FILES = {"empty": b"", "broken": b"PK\3\4" + bytes(40)}
@@ -4891,111 +4838,6 @@ def test_a_run_that_is_not_what_it_should_be_gets_one_line(bad, tmp_path, capsys
     assert not out
     assert err.count("\n") == 1
     assert str(path) in err
-
-
-def world(ours, lolas, first, last, change):
-    """A function of script, array's name and array: what this array is in a world.
-
-    MeVa's returns fall from `ours` by .3 over the settings, all of LOLA's are `lolas`,
-    basins go from `first` to `last`, and `change` is made to policies.
-    """
-
-    def of_array(script, name, x):
-        if name in plots.RETURNS:
-            if script == "lola":
-                return 0 * x + lolas
-            falling = np.linspace(ours, ours - 0.3, len(x))
-            return 0 * x + falling[:, None, None, None]
-        if name in plots.POLICIES:
-            return change(x)
-        if name == "basin_fraction":
-            return 0 * x + np.linspace(first, last, len(x))[:, None]
-        if name == "endpoints":
-            return 0 * x - 1.0
-        if name in ("field", "returns"):  # returns are those of a tournament
-            return 0 * x
-        return x
-
-    return of_array
-
-
-@slow
-def test_claims_fail_where_the_numbers_do(tmp_path):
-    """Each claim is measured in three other worlds, and fails in one at least."""
-    shutil.copytree(ROOT / "results/paper", tmp_path / "results/paper")
-    tit_for_tat = np.float32([1, -1, -1, 1, 1])
-    worlds = (
-        world(-1.5, -1.5, 1, 0, lambda x: -x),  # all is alike, or falls
-        world(-1.0, -2.0, 0, 1, lambda x: 0 * x + tit_for_tat),
-        world(-2.0, -1.0, 0, 1, lambda x: 0 * x + 9),
-    )
-    count = 0
-    for names, measure in plots.CLAIMS:
-        if not names:  # a claim that needs no run
-            continue
-        runs, _, missing = plots.find(names, tmp_path)
-        assert not missing
-        verdicts = []
-        for changed in worlds:
-            others = []
-            for name, arrays in runs.items():
-                script = plots.RUNS[name].script
-                other = {key: changed(script, key, x) for key, x in arrays.items()}
-                others.append(plots.Results(other))
-            claims = list(measure(*others))
-            verdicts.append([plots.verdict(holds) == "yes" for *_, holds in claims])
-        assert not np.all(verdicts, axis=0).any(), (names, verdicts)
-        count += len(claims)
-    assert count == 33
-
-
-def test_shares_of_cooperation_go_with_their_players():
-    always = np.array([[C] * 5, [D] * 5])
-    np.testing.assert_allclose(plots.cooperation(always[None]), [[1, 0]], atol=1e-6)
-
-
-def results_of(settings, **arrays):
-    """Results as if they were of a run with this sweep."""
-    config = {"game": "ipd", "lr": 2, "outer_steps": 9, "num_seeds": 3}
-    return plots.Results(
-        arrays, sweep=np.array(settings), config=config, path="nowhere"
-    )
-
-
-def claims_of_meva(responses):
-    """The claims on MeVa in the IPD, where best responses are these log-odds of C."""
-    shape = (3, 2, 4, 2)
-    policies = np.full((*shape, 5), C)
-    arrays = {key: np.full(shape, -1.0) for key in plots.RETURNS}
-    arrays |= {"policies": policies, "versus_naive_policies": policies}
-    arrays["response_policies"] = policies.copy()
-    arrays["response_policies"][..., 1, :] = responses
-    results = results_of((0.0, 0.25, 0.99), **arrays)
-    return {
-        statement: holds for _, statement, _, _, holds in plots.far_sighted(results)
-    }
-
-
-@pytest.mark.parametrize("share, holds", [(0.85, False), (0.95, True)])
-def test_a_best_response_cooperates_from_nine_rounds_of_ten_on(share, holds):
-    claims = claims_of_meva(responses=np.log(share / (1 - share)))
-    assert claims["the best response is to cooperate"].all() == holds
-
-
-def test_a_model_for_the_situation_is_judged_in_both_seats():
-    """It gets 1 more in the first seat, and in the second 1 less or 1 more."""
-    names = ["naive", "lola-taylor-stop", "meva", "meva-naive", "meva-lola"]
-    models = np.broadcast_to([0, 1, 0, 1], (5, 5, 4))
-    for in_second_seat, holds in ((-1, False), (1, True)):
-        returns = np.zeros((5, 5, 4, 2))
-        for other, name in ((0, 3), (1, 4)):
-            returns[name, other, :, 0] = 1
-            returns[other, name, :, 1] = in_second_seat
-        results = plots.Results(
-            returns=returns, trained=models, trained_2=models, names=np.array(names)
-        )
-        (claim,) = plots.trained_for_the_situation(results)
-        assert list(claim[-1]) == [holds, holds]
 
 
 # plots.py: figures and tables. Random numbers in place of runs, whose means are found
@@ -5128,33 +4970,6 @@ def test_ablations_are_drawn_at_the_largest_gamma():
             np.testing.assert_allclose(float(container[0].get_xdata()[0]), mean)
 
 
-def test_two_devices_are_compared_seed_by_seed():
-    """On the second device agents get .01 more, and one of them .5 more."""
-    random, runs = np.random.default_rng(0), {}
-    late = np.arange(1, 501) >= 100
-    for script, settings in plots.DEVICES.items():
-        sweep = (-1.0, *settings)
-        cpu, gpu = {"loss": np.ones((3, 500))}, {}
-        for key in plots.RETURNS:
-            cpu[key] = random.normal(size=(len(sweep), 3, 6, 2))
-            gpu[key] = cpu[key][:, :2] + [0.01, 0.0]
-        gpu["versus_naive"][1, 1, 3, 1] += 0.5
-        gpu["loss"] = cpu["loss"] + 1e-3 * late * np.array([[0], [1], [-2]])
-        runs[f"{script}_ipd"] = results_of(sweep, **cpu)
-        runs[f"{script}_gpu_ipd"] = results_of(sweep, **gpu)
-    table = plots.table_of_devices(runs)
-    assert "2e-03 at 100" in table
-    assert "0e+00 at 50" in table
-    rows = iter(table.splitlines()[2:])
-    for script, settings in plots.DEVICES.items():
-        for i in range(1, len(settings) + 1):
-            cells = next(rows).strip("| ").split(" | ")[1:]
-            for key, cell in zip(plots.RETURNS, cells, strict=True):
-                mean = runs[f"{script}_ipd"][key][i, :2, :, 0].mean()
-                off = 0.5 if key == "versus_naive" and i == 1 else 0.01
-                assert cell == f"{mean:.4f}, {mean + 0.01:.4f} ({off:.0e})"
-
-
 @functools.cache
 def runs_of_kinds():
     """Each rule with each kind of policies, at three settings; one has diverged."""
@@ -5194,13 +5009,329 @@ def test_kinds_of_policies_are_drawn_at_each_rules_best_setting():
                     assert label.endswith(f"= {results['sweep'][best]:g}")
 
 
+# report.py: a run is what its command makes; the claims are measured in worlds in which
+# they must fail; random numbers in place of runs are found again in the tables.
+
+
+def results_of(settings, **arrays):
+    """Results as if they were of a run with this sweep."""
+    config = {"game": "ipd", "lr": 2, "outer_steps": 9, "num_seeds": 3}
+    return plots.Results(
+        arrays, sweep=np.array(settings), config=config, path="nowhere"
+    )
+
+
+def config_of(name):
+    """The settings that a run's command asks for, and the file that it writes."""
+    script, *words = report.command(name).split()[1:]
+    script = script.removesuffix(".py")
+    out = "."
+    if "--out" in words:
+        at = words.index("--out")
+        out = words.pop(at + 1)
+        words.pop(at)
+    with tempfile.TemporaryDirectory() as folder:
+        config = parsed(SCRIPTS[script], [*words, "--out", folder])
+    named = getattr(config, "name", script)
+    return config, f"{out}/results/{named}_{config.game}.npz"
+
+
+PLANNED = [name for name in report.RUNS if "tournament.py" not in report.RUNS[name]]
+
+
+def test_a_run_is_found_where_its_command_writes_it(tmp_path):
+    """Each in a folder of its own, so that none replaces another."""
+    paths = set()
+    for name in PLANNED:
+        config, path = config_of(name)
+        settings = {"game": config.game, "num_seeds": 1, "eval_steps": 1}
+        settings["made_by"] = name
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        np.savez(tmp_path / path, config=json.dumps(settings))
+        paths.add(path)
+    assert len(paths) == len(PLANNED)
+    runs, missing = plots.find(PLANNED, [tmp_path / "results"])
+    assert not missing
+    for name, results in runs.items():
+        assert results["config"]["made_by"] == name
+
+
+def test_the_kept_runs_have_the_settings_of_their_commands():
+    """An option that a script did not have yet was at its default."""
+    folder = ROOT / "results/paper"
+    kept = [str(path.relative_to(folder))[:-4] for path in folder.rglob("*.npz")]
+    assert set(kept) <= set(report.RUNS)
+    for name in set(kept) & set(PLANNED):
+        config, _ = config_of(name)
+        with np.load(folder / f"{name}.npz") as file:
+            had = json.loads(str(file["config"]))
+        expected = json.loads(json.dumps(vars(config)))
+        defaults = json.loads(json.dumps(vars(type(config)())))
+        for key, value in expected.items():
+            assert had.get(key, defaults[key]) == value, (name, key)
+
+
+def test_models_for_the_authors_tournament_have_their_settings():
+    config, _ = config_of("authors/meva-lola_imp")
+    assert (config.lr, config.alpha, config.variant) == (25, 25, "taylor-stop")
+    assert (config.form, config.normalized_step, config.opponent) == ("U", True, "lola")
+    assert (config.hidden, config.blocks, config.quantiles) == (128, 0, 64)
+    assert (config.batch_size, config.rollout_length, config.stride) == (128, 100, 10)
+    assert (config.target_inertia, config.bootstrap) == (0.99, 0.9)
+    assert (config.model_lr, config.adam_b2, config.weight_decay) == (1e-3, 0.99, 0.01)
+    assert (config.outer_steps, config.num_seeds) == (1001, 4)
+    assert config.fixed_gamma is None
+
+    config, _ = config_of("authors/maml_chicken")
+    assert (config.lr, config.model_lr) == (1, 0.1)
+    assert (config.batch_size, config.rollout_length) == (64, 300)
+    assert config.outer_steps == 1000
+
+
+def write_report(words, capsys):
+    """The exit status of report.py with these words, and what it prints."""
+    status = 0
+    try:
+        report.main(words)
+    except SystemExit as end:
+        status = end.code
+    return status, *capsys.readouterr()
+
+
+@pytest.fixture
+def small_pages(tmp_path):
+    """Two pages with a table each, not filled yet, and the runs that these need."""
+    folder = tmp_path / "results/paper"
+    folder.mkdir(parents=True)
+    for name in ("cola_logistic", "tit-for-tat_contribution"):
+        shutil.copy(ROOT / f"results/paper/{name}.npz", folder)
+    frame = "before\n<!-- table {} -->\n<!-- end -->\nafter\n"
+    (folder / "README.md").write_text(frame.format("tit-for-tat"))
+    (folder / "details.md").write_text(frame.format("consistency"))
+    return folder
+
+
+def test_pages_are_filled_and_then_current(small_pages, tmp_path, capsys):
+    words = ["--out", str(tmp_path)]
+    status, out, _ = write_report([*words, "--check"], capsys)
+    assert status == 1
+    assert out.count("is not current") == 2
+
+    status, out, _ = write_report(words, capsys)
+    assert (status, out.count("wrote")) == (0, 2)
+    for page, name in (("README.md", "tit-for-tat"), ("details.md", "consistency")):
+        made = report.make_table(name, [small_pages])
+        text = (small_pages / page).read_text("utf-8")
+        assert text.startswith(f"before\n<!-- table {name} -->\n\n{made}\n\n<!-- end")
+        assert text.endswith("after\n")
+    assert write_report([*words, "--check"], capsys)[0] == 0
+
+    page = small_pages / "details.md"
+    changed = page.read_text("utf-8").replace("0.999", "0.998", 1)
+    page.write_text(changed, "utf-8")
+    status, out, _ = write_report([*words, "--check"], capsys)
+    assert status == 1
+    assert "details.md is not current" in out
+    assert page.read_text("utf-8") == changed  # it writes nothing
+
+
+def test_a_table_takes_own_runs_first_and_names_what_is_missing(
+    small_pages, tmp_path, capsys
+):
+    words = ["--out", str(tmp_path), "--table", "consistency"]
+    _, kept, _ = write_report(words, capsys)
+    with np.load(small_pages / "cola_logistic.npz") as file:
+        arrays = dict(file)
+    arrays["consistency"] = np.full_like(arrays["consistency"], 7)
+    np.savez(tmp_path / "results/cola_logistic.npz", **arrays)
+    _, own, _ = write_report(words, capsys)
+    assert "| 7 |" in own
+    assert "| 7 |" not in kept
+
+    status, out, err = write_report([*words[:-1], "samples"], capsys)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "lola.py --game ipd --alphas 10" in err
+
+
+@pytest.mark.parametrize(
+    "words", [["--table", "nothing"], ["--table", "mfos", "--check"], ["--out", "no"]]
+)
+def test_report_py_refuses_in_one_line(words, capsys):
+    status, out, err = write_report(words, capsys)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+
+
+@slow
+def test_the_pages_in_results_paper_are_current(capsys):
+    status, out, _ = write_report(["--out", str(ROOT), "--check"], capsys)
+    assert (status, out) == (0, "")
+    for page in report.PAGES:
+        assert "<!-- table " in (ROOT / page).read_text("utf-8")
+
+
+def world(ours, lolas, first, last, change):
+    """A function of a run's name, array's name and array: this array in a world.
+
+    MeVa's returns fall from `ours` by .3 over the settings, all of LOLA's are `lolas`,
+    basins go from `first` to `last`, and `change` is made to policies.
+    """
+
+    def of_array(run, name, x):
+        if name in plots.RETURNS:
+            if run.startswith("lola"):
+                return 0 * x + lolas
+            falling = np.linspace(ours, ours - 0.3, len(x))
+            return 0 * x + falling[:, None, None, None]
+        if name in plots.POLICIES:
+            return change(x)
+        if name == "basin_fraction":
+            return 0 * x + np.linspace(first, last, len(x))[:, None]
+        if name == "endpoints":
+            return 0 * x - 1.0
+        if name in ("field", "returns"):  # returns are those of a tournament
+            return 0 * x
+        return x
+
+    return of_array
+
+
+@slow
+def test_claims_fail_where_the_numbers_do():
+    """Each claim is measured in three other worlds, and fails in one at least."""
+    tit_for_tat = np.float32([1, -1, -1, 1, 1])
+    worlds = (
+        world(-1.5, -1.5, 1, 0, lambda x: -x),  # all is alike, or falls
+        world(-1.0, -2.0, 0, 1, lambda x: 0 * x + tit_for_tat),
+        world(-2.0, -1.0, 0, 1, lambda x: 0 * x + 9),
+    )
+    count = 0
+    for measure, names in report.CLAIMS:
+        if not names:  # a claim that needs no run
+            continue
+        runs, _ = plots.find(names, [ROOT / "results/paper"])
+        verdicts = []
+        for changed in worlds:
+            others = []
+            for name in names:
+                other = {key: changed(name, key, x) for key, x in runs[name].items()}
+                others.append(plots.Results(other))
+            claims = measure(*others)
+            verdicts.append([report.verdict(claim.holds) == "yes" for claim in claims])
+        assert not np.all(verdicts, axis=0).any(), (names, verdicts)
+        count += len(claims)
+    assert count == 33
+
+
+@slow
+def test_a_claims_evidence_is_short_and_its_group_is_its_verdict():
+    runs, missing = plots.find(report.RUNS_OF_CLAIMS, [ROOT / "results/paper"])
+    assert not missing
+    claims = [claim for claim, _ in report.all_claims(runs)]
+    assert len(claims) == 36
+    page = report.table_of_claims(runs)
+    criteria = report.list_of_criteria(runs)
+    for claim in claims:
+        assert 0 < len(claim.evidence.split()) <= 25, claim
+        assert f" | {claim.sentence} | {report.verdict(claim.holds)} | " in page
+        assert f"- It holds if: {claim.criterion}." in criteria
+        assert claim.numbers in criteria
+    yes, in_part, no = re.split(r"\*\*(?:Yes|In part|No): \d+ claims", page)[1:]
+    assert yes.count("| yes |") == 15
+    assert len(re.findall(r"\| \d+ of \d+ \|", in_part)) == 16
+    assert no.count("| no |") == 5
+
+
+@pytest.mark.parametrize(
+    "holds, words",
+    [
+        (True, "yes"),
+        ([True, True], "yes"),
+        ([True, False, False], "1 of 3"),
+        ([False, False], "no"),
+        ([], "no"),  # there was nothing to judge
+    ],
+)
+def test_a_verdict_is_yes_only_where_all_is_true(holds, words):
+    assert report.verdict(holds) == words
+
+
+def test_shares_of_cooperation_go_with_their_players():
+    always = np.array([[C] * 5, [D] * 5])
+    np.testing.assert_allclose(report.cooperation(always[None]), [[1, 0]], atol=1e-6)
+
+
+def test_numbers_rise_if_no_step_falls_by_more_than_two_errors():
+    exact = np.array([[1.0, 1.0], [2.0, 2.0], [1.9, 1.9], [3.0, 3.0]])
+    assert report.rises(exact) == [True, True, False, True]
+    noisy = exact.copy()
+    noisy[2] = [1.5, 2.3]  # a step of -.1 with an error of .4
+    assert report.rises(noisy) == [True, True, True, True]
+    assert not report.rises(exact[::-1])[0]
+
+
+@pytest.mark.parametrize("share, holds", [(0.85, False), (0.95, True)])
+def test_a_best_response_cooperates_from_nine_rounds_of_ten_on(share, holds):
+    shape = (3, 2, 4, 2)
+    policies = np.full((*shape, 5), C)
+    arrays = {play: np.full(shape, -1.0) for play in plots.RETURNS}
+    arrays |= {"policies": policies, "response_policies": policies.copy()}
+    arrays["response_policies"][..., 1, :] = np.log(share / (1 - share))
+    results = results_of((0.0, 0.25, 0.99), **arrays)
+    learned, exact, kept = report.meva_is_not_exploited(results)
+    assert learned.holds.all() == holds
+    assert not exact.holds.any()  # who cooperates always is met by all-D
+    assert kept.holds.all()
+
+
+def test_a_model_for_the_situation_is_judged_in_both_seats():
+    """It gets 1 more in the first seat, and in the second 1 less or 1 more."""
+    names = ["naive", "lola-taylor-stop", "meva", "meva-naive", "meva-lola"]
+    models = np.broadcast_to([0, 1, 0, 1], (5, 5, 4))
+    for in_second_seat, holds in ((-1, False), (1, True)):
+        returns = np.zeros((5, 5, 4, 2))
+        for other, name in ((0, 3), (1, 4)):
+            returns[name, other, :, 0] = 1
+            returns[other, name, :, 1] = in_second_seat
+        results = results_of((), returns=returns, trained=models, trained_2=models)
+        results["names"] = np.array(names)
+        (claim,) = report.trained_for_the_situation(results)
+        assert list(claim.holds) == [holds, holds]
+
+
+def test_two_devices_are_compared_seed_by_seed():
+    """On the second device agents get .01 more, and one of them .5 more."""
+    random, runs = np.random.default_rng(0), {}
+    late = np.arange(1, 501) >= 100
+    for script, settings in report.COMPARED.items():
+        sweep = (-1.0, *settings)
+        cpu, gpu = {"loss": np.ones((3, 500))}, {}
+        for play in plots.RETURNS:
+            cpu[play] = random.normal(size=(len(sweep), 3, 6, 2))
+            gpu[play] = cpu[play][:, :2] + [0.01, 0.0]
+        gpu["versus_naive"][1, 1, 3, 1] += 0.5
+        gpu["loss"] = cpu["loss"] + 1e-3 * late * np.array([[0], [1], [-2]])
+        runs[f"{script}_ipd"] = results_of(sweep, **cpu)
+        runs[f"{script}_gpu_ipd"] = results_of(sweep, **gpu)
+    text = report.table_of_devices(runs)
+    assert "2e-03 at 100" in text
+    assert "0e+00 at 50" in text
+    rows = iter(text.splitlines()[2:])
+    for script, settings in report.COMPARED.items():
+        for i in range(1, len(settings) + 1):
+            cells = next(rows).strip("| ").split(" | ")[1:]
+            for play, cell in zip(plots.RETURNS, cells, strict=True):
+                mean = runs[f"{script}_ipd"][play][i, :2, :, 0].mean()
+                off = 0.5 if play == "versus_naive" and i == 1 else 0.01
+                assert cell == f"{mean:.4f}, {mean + 0.01:.4f} ({off:.0e})"
+
+
 def test_the_table_of_kinds_has_each_rule_and_two_settings_of_meva():
     runs = runs_of_kinds()
-    table = plots.table_of_networks(runs).splitlines()
-    rows = [row.strip("| ").split(" | ") for row in table]
+    lines = report.table_of_networks(runs).splitlines()
+    rows = [row.strip("| ").split(" | ") for row in lines]
     # Two lines above, then for each kind five rules, and MeVa at its best setting if
     # that is .9, at .95 and at .99.
-    of_meva = [runs[plots.OF_KINDS[kind, "meva"]] for kind in plots.KINDS]
+    of_meva = [runs[f"meva_{game}"] for game in plots.KINDS.values()]
     more = sum(best_setting(results) == 0 for results in of_meva)
     assert len(rows) == 2 + 3 * (5 + 2) + more
     row = next(row for row in rows if row[:2] == ["networks", "MeVa, gamma = 0.99"])
@@ -5222,10 +5353,26 @@ def test_who_reciprocates():
     results = results_of(
         (0.99,), policies=policies, self_play=self_play, exact_best_response=response
     )
-    chances = plots.chances(results, 0)
+    chances = report.chances(results, 0)
     np.testing.assert_allclose(chances[[2, 4]], [after_cd, after_cc])
-    found = plots.reciprocal(results, 0)
+    found = report.reciprocal(results, 0)
     np.testing.assert_array_equal(found, [True, False, False, False])
+
+
+def test_the_games_table_shows_the_largest_look_ahead_up_to_ten():
+    """Returns are the setting's index; a game without a run has an empty cell."""
+    runs = {}
+    for script, sweep in (("lola", (5.0, 20.0, 10.0)), ("meva", (0.99, 0.9, 0.95))):
+        arrays = {}
+        for play in plots.PLAYS:
+            arrays[play] = np.zeros((3, 1, 4, 2)) + np.arange(3)[:, None, None, None]
+        runs[f"games/{script}_imp"] = results_of(sweep, **arrays)
+    lines = report.table_of_games(runs).splitlines()
+    (row, *_) = [line.split(" | ") for line in lines if line.startswith("| `imp`")]
+    titles = list(plots.TITLES)
+    assert row[1 + titles.index("lola")].startswith("2.00")
+    assert row[1 + titles.index("meva")].startswith("0.00")
+    assert row[1 + titles.index("naive")] == ""
 
 
 # plots.py: the tournament. Against plain loops, closed forms and known games.
@@ -5459,21 +5606,6 @@ def test_the_authors_protocol_is_theirs():
     assert plots.protocol_of("ipd", "authors") == (25, 25, 0.95, 300)
     assert plots.protocol_of("chicken", "paper") == (0.1, 0.2, 0.95, 500)
     assert plots.protocol_of("chicken", "authors") == (1, 1, 0.95, 300)
-
-    config = meva.make_config("imp", **plots.RUNS["authors/meva-lola_imp"].settings)
-    assert (config.lr, config.alpha, config.variant) == (25, 25, "taylor-stop")
-    assert (config.form, config.normalized_step, config.opponent) == ("U", True, "lola")
-    assert (config.hidden, config.blocks, config.quantiles) == (128, 0, 64)
-    assert (config.batch_size, config.rollout_length, config.stride) == (128, 100, 10)
-    assert (config.target_inertia, config.bootstrap) == (0.99, 0.9)
-    assert (config.model_lr, config.adam_b2, config.weight_decay) == (1e-3, 0.99, 0.01)
-    assert (config.outer_steps, config.num_seeds) == (1001, 4)
-    assert config.fixed_gamma is None
-
-    config = maml.make_config("chicken", **plots.RUNS["authors/maml_chicken"].settings)
-    assert (config.lr, config.model_lr) == (1, 0.1)
-    assert (config.batch_size, config.rollout_length) == (64, 300)
-    assert config.outer_steps == 1000
 
 
 @functools.cache
