@@ -1,8 +1,9 @@
 """The results pages: the runs that they need, the paper's claims, all tables.
 
-    python report.py                   write the tables anew into results/paper/README.md
-                                       and details.md there, from the runs beside them
-    python report.py --check           are both pages current? Status 1 if not
+    python report.py                   write the tables anew into README.md and into
+                                       README.md and details.md of results/paper/, from
+                                       the runs there
+    python report.py --check           are these pages current? Status 1 if not
     python report.py --table claims    print one table, from your runs in results/ and,
                                        where you have none, from those in results/paper/
 
@@ -78,6 +79,8 @@ RUNS = {
     "naive_ipd": "naive.py --game ipd --num-seeds 8",
     "lola_ipd": "lola.py --game ipd --num-seeds 8",
     "hola_ipd": "hola.py --game ipd --order 2",
+    "sos_ipd": "sos.py --game ipd --num-seeds 8",
+    "pola_ipd": "pola.py --game ipd --num-seeds 8",
     "cola_ipd": "cola.py --game ipd --num-seeds 2",
     "meva_ipd": "meva.py --game ipd --num-seeds 8",
     "meva_imp": "meva.py --game imp",
@@ -1042,6 +1045,27 @@ def list_of_criteria(runs: dict[str, Results]) -> str:
     return "\n\n".join(parts)
 
 
+FRONT = (  # the claims on the front page
+    (
+        "our algorithm is the only one to find the Pareto-efficient solution "
+        "regardless of initialisation"
+    ),
+    "when gamma > .9, MeVa converges to B from anywhere in the surveyed area",
+    "as gamma increases, cooperation becomes more prevalent",
+    "our algorithm finds nonexploitable cooperation",
+    "MeVa is easier to extend farther into the future",
+)
+
+
+def table_of_front_claims(runs: dict[str, Results]) -> str:
+    """Five claims that matter."""
+    rows = []
+    for claim, _ in all_claims(runs):
+        if claim.sentence in FRONT:
+            rows.append((claim.sentence, verdict(claim.holds), claim.evidence))
+    return table(("the paper", "holds", "here"), rows)
+
+
 def table_of_commands(runs: dict[str, Results]) -> str:
     """The command of each run but the small ones on every game."""
     rows = []
@@ -1049,6 +1073,98 @@ def table_of_commands(runs: dict[str, Results]) -> str:
         if not name.startswith("games/"):
             rows.append((f"`{name}`", f"`{command(name)}`"))
     return table(("run", "command"), rows)
+
+
+# --- The table of algorithms ----------------------------------------------------------
+
+
+class Algorithm(NamedTuple):
+    """A row of the front page."""
+
+    title: str
+    paper: str
+    idea: str
+    run: str  # on the IPD
+    time: str  # of one seed at the paper's settings, on two cores
+
+
+ALGORITHMS = {
+    "naive": Algorithm(
+        "naive learning",
+        "Eq. 1",
+        "the gradient of one's own return",
+        "naive_ipd",
+        "10 s",
+    ),
+    "lola": Algorithm(
+        "LOLA",
+        "Foerster et al. 2018",
+        "the return after the other's next naive step",
+        "lola_ipd",
+        "15 s",
+    ),
+    "hola": Algorithm(
+        "HOLA(n)",
+        "Foerster et al. 2018",
+        "the return after the other's next step of HOLA(n - 1)",
+        "hola_ipd",
+        "20 s",
+    ),
+    "sos": Algorithm(
+        "SOS, and 6 relatives",
+        "Letcher et al. 2019",
+        "LOLA, as far as it does no harm",
+        "sos_ipd",
+        "20 s",
+    ),
+    "pola": Algorithm(
+        "POLA",
+        "Zhao et al. 2022",
+        "LOLA, measuring steps by how play changes",
+        "pola_ipd",
+        "1 min",
+    ),
+    "cola": Algorithm(
+        "COLA",
+        "Willi et al. 2022",
+        "a learned gradient that looks ahead at itself",
+        "cola_ipd",
+        "1 to 3 min",
+    ),
+    "maml": Algorithm(
+        "M-MAML",
+        "Lu et al. 2022",
+        "a learned initial policy, then naive steps",
+        "maml_ipd",
+        "1 to 2 min",
+    ),
+    "mfos": Algorithm(
+        "M-FOS",
+        "Lu et al. 2022",
+        "PPO on how the other learns",
+        "mfos-self_4096_ipd",
+        "20 to 40 min",
+    ),
+    "meva": Algorithm(
+        "MeVa",
+        "Cooijmans et al. 2023",
+        "the gradient of a learned sum of future returns",
+        "meva_ipd",
+        "4 to 20 min",
+    ),
+}
+
+
+def table_of_algorithms(runs: dict[str, Results]) -> str:
+    """What each algorithm follows, and its return in self-play on the IPD."""
+    rows = []
+    for script, algorithm in ALGORITHMS.items():
+        results = runs[algorithm.run]
+        i = best(results)
+        mean = results["self_play"][i].mean()
+        row = [f"[{algorithm.title}]({script}.py)", algorithm.paper, algorithm.idea]
+        rows.append((*row, f"{mean:.2f}", algorithm.time))
+    return table(("algorithm", "from", "it follows", "self-play", "time"), rows)
 
 
 # --- Tables of returns ----------------------------------------------------------------
@@ -1072,7 +1188,10 @@ SHOWN = {  # settings in the table of returns
     "naive_ipd": (2,),
     "lola_ipd": (2, 5, 10, 30, 100),
     "hola_ipd": (5, 10, 30, 100),
+    "sos_ipd": (10, 100),
+    "pola_ipd": (10, 20),
     "cola_ipd": (1, 2, 5, 10),
+    "maml_ipd": (2,),
     "meva_ipd": (0, 0.5, 0.9, 0.95, 0.99),
     "meva_imp": (0.99,),
 }
@@ -1395,6 +1514,10 @@ class Table(NamedTuple):
 
 TABLES = {
     "claims": Table(table_of_claims, RUNS_OF_CLAIMS),
+    "front_claims": Table(table_of_front_claims, RUNS_OF_CLAIMS),
+    "algorithms": Table(
+        table_of_algorithms, [algorithm.run for algorithm in ALGORITHMS.values()]
+    ),
     "criteria": Table(list_of_criteria, RUNS_OF_CLAIMS),
     "commands": Table(table_of_commands, []),
     "ends": Table(table_of_ends, ["meva_logistic", "far_logistic"]),
@@ -1414,7 +1537,7 @@ TABLES = {
     "mfos": Table(table_of_mfos, OF_MFOS),
     "devices": Table(table_of_devices, OF_DEVICES),
 }
-PAGES = ("results/paper/README.md", "results/paper/details.md")
+PAGES = ("README.md", "results/paper/README.md", "results/paper/details.md")
 
 
 def make_table(name: str, folders: list[Path]) -> str:
@@ -1465,15 +1588,16 @@ def main(argv=None):
     except (Broken, FileNotFoundError) as error:
         parser.error(str(error))
     old = [path for path, text in pages.items() if path.read_text("utf-8") != text]
-    if args.check:
-        for path in old:
+    for path in old:
+        if args.check:
             print(f"{path} is not current: python report.py")
-        if old:
-            parser.exit(1)
-        return
-    for path, text in pages.items():
-        write_file(path, lambda part: part.write_text(text, "utf-8"))  # noqa: B023
-        print(f"wrote {path}")
+        else:
+            write_file(
+                path, partial(Path.write_text, data=pages[path], encoding="utf-8")
+            )
+            print(f"wrote {path}")
+    if args.check and old:
+        parser.exit(1)
 
 
 if __name__ == "__main__":

@@ -5108,6 +5108,7 @@ def small_pages(tmp_path):
     frame = "before\n<!-- table {} -->\n<!-- end -->\nafter\n"
     (folder / "README.md").write_text(frame.format("tit-for-tat"))
     (folder / "details.md").write_text(frame.format("consistency"))
+    (tmp_path / "README.md").write_text("no table\n")
     return folder
 
 
@@ -5729,7 +5730,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_readmes_examples_run_as_they_stand_there(block, tmp_path):
     """In a folder with the scripts and the runs of results/paper alone."""
-    for name in ("games", "plots", *SCRIPTS):
+    for name in ("games", "plots", "tournament", *SCRIPTS):
         shutil.copy(ROOT / f"{name}.py", tmp_path)
     shutil.copytree(ROOT / "results/paper", tmp_path / "results")
     done = subprocess.run(
@@ -5741,6 +5742,59 @@ def test_readmes_examples_run_as_they_stand_there(block, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
+
+
+def anchors_of(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    anchors = []
+    for heading in re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE):
+        words = re.sub(r"[^\w\- ]", "", heading.lower())
+        anchors.append(words.replace(" ", "-"))
+    return anchors
+
+
+PAGES = [ROOT / name for name in report.PAGES]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=report.PAGES)
+def test_every_link_and_picture_of_a_page_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8"))
+    assert links
+    for link in links:
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors_of(target), link
+
+
+def test_every_picture_in_git_is_shown_on_a_page():
+    text = "".join(page.read_text("utf-8") for page in PAGES)
+    kept = re.findall(r"^!figures/(.*)$", (ROOT / ".gitignore").read_text(), re.M)
+    assert kept
+    for name in kept:
+        assert f"figures/{name})" in text, name
+
+
+def test_inline_metadata_is_requirements_txt():
+    """So that `uv run SCRIPT` installs what pip does. (PEP 723)"""
+    required = []
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        required.append(line.partition("#")[0].strip())
+    for name in (*SCRIPTS, "plots", "tournament", "report"):
+        text = (ROOT / f"{name}.py").read_text()
+        block = re.match(r"# /// script\n((?:# .*\n)+)# ///\n", text)[1]
+        metadata = tomllib.loads(re.sub("^# ", "", block, flags=re.MULTILINE))
+        assert metadata == {"requires-python": ">=3.11", "dependencies": required}
+
+
+def test_the_workflow_runs_readmes_test_command():
+    workflow = (ROOT / ".github/workflows/tests.yml").read_text()
+    lines = (ROOT / "README.md").read_text().splitlines()
+    (command,) = [line for line in lines if "-m pytest" in line]
+    assert f"- run: {command}\n" in workflow
 
 
 SHARED = re.compile(
