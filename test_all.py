@@ -3,6 +3,9 @@ the others, in a few minutes each on two CPU cores.
 
 Oracles are independent of the code: closed forms, finite differences in float64,
 simulations and plain Python loops. A comment above each section says which it has.
+
+Payoffs by hand are in the order CC, CD, DC, DD, as games are given; `state_distribution`
+has DD, CD, DC, CC. The first letter is player 1's action or, of a policy, one's own.
 """
 
 import atexit
@@ -22,6 +25,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import tomllib
 from functools import partial
 from typing import NamedTuple
 from unittest import mock
@@ -345,7 +349,7 @@ def test_the_logistic_game_has_two_fixed_points_and_a_saddle():
 
 
 # --- games.py: variants of games ------------------------------------------------------
-# By name; by a network and a simulation in plain loops; by games of one's own.
+# By networks written out by hand, by closed forms, and by small games defined here.
 
 
 def uneven_returns(x):
@@ -716,6 +720,7 @@ def test_sampled_returns_and_their_derivatives_against_a_loop():
 
     derive = jax.jit(lambda *at: jax.jvp(jax.jacobian(sampled), *at))
     first, second = derive((np.float32(x),), (np.float32(along),))
+    # Sums over episodes in float32, against float64.
     same = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
     same(jax.jit(sampled)(x), loaded_dice(x, x, rounds, payoffs, discount))
     step = 1e-3
@@ -782,7 +787,7 @@ def test_sampled_returns_and_their_derivatives_are_unbiased(name, estimated):
 def test_how_good_sampled_gradients_are(episodes, count, cosine, most, error):
     """The cosine to players' exact gradients, and the root mean square error of f.
 
-    Means over random policies; others measured .945 for 128 episodes, .994 for 2048.
+    Means over random policies. The cosines are of an independent implementation.
     """
     game = games.find_game(f"ipd+episodes={episodes}")
     xs = random_policies(game, 100)[:count]
@@ -885,7 +890,10 @@ def test_exact_best_responses_against_value_iteration():
 
 
 def test_learned_best_responses_come_close_to_exact_ones():
-    """By 1000 steps of gradient ascent; and none is better."""
+    """By 1000 steps of gradient ascent; and none is better, but for rounding.
+
+    Ascent slows down towards sure policies: what is left after 1000 steps is small.
+    """
     game, count = GAMES["ipd"], 8
     xs = random_policies(game, count)
     starts = xs.at[:, 1].set(xs[:, 0])
@@ -917,11 +925,14 @@ def best_of_sure(xs, payoffs, discount):
     ],
 )
 def test_exact_best_responses_in_long_games(name):
-    """Rounding makes policy iteration go round there, or payoffs are much alike."""
+    """Where payoffs are much alike, or rounding made policy iteration repeat for ever.
+
+    `cycled` is a policy to which that had happened.
+    """
     game = games.find_game(name)
     xs = 2 * random_policies(game, 1000)
-    known = jnp.array([1.65509, -0.911662, -0.993471, 1.752711, 0.751890])
-    xs = xs.at[0, 0].set(known)
+    cycled = jnp.array([1.65509, -0.911662, -0.993471, 1.752711, 0.751890])
+    xs = xs.at[0, 0].set(cycled)
     exact = jax.jit(jax.vmap(partial(games.exact_best_response, game)))(xs)
     payoffs = np.transpose(game.rules.payoffs)
     returns = table_returns(exact, payoffs, game.rules.discount)[:, 1]
@@ -1302,7 +1313,8 @@ def test_a_seed_has_a_key_to_train_with_and_one_to_evaluate_with():
     np.testing.assert_array_equal(added, [8, 9])
 
 
-# naive.py, lola.py, hola.py: closed forms on Tandem, and nested finite differences.
+# --- naive.py, lola.py, hola.py -------------------------------------------------------
+# Closed forms on Tandem, and nested finite differences.
 
 lola_gradient = jax.jit(
     lola.lola_gradient, static_argnames=("f", "variant", "f_ahead", "lookahead")
@@ -1311,7 +1323,9 @@ hola_gradient = jax.jit(hola.hola_gradient, static_argnames=("f", "order"))
 
 
 def cubic(x):
-    """Returns of a game of two parameters each in which no two numbers play one part.
+    """Returns of a game of two parameters each, none of which has the role of another.
+
+    So an index that is swapped shows.
 
     Plain arithmetic: numpy's numbers and JAX's alike.
     """
@@ -1349,7 +1363,7 @@ TANDEM_STOPS = {  # x_1 + x_2 where both look ahead by a, worked out by hand
 
 
 @pytest.mark.parametrize("variant", TANDEM_STOPS)
-def test_every_form_of_lola_stops_on_tandem_where_it_should(variant):
+def test_lola_and_sos_stop_on_tandem_where_they_should(variant):
     gradient = partial(lola.lola_gradient, variant=variant)
     if variant == "sos":
         gradient = sos.sos_gradient
@@ -1434,7 +1448,10 @@ def lola_by_differences(f, i, x, change, variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_lola_against_nested_finite_differences(variant):
-    """Each player has its own alpha, and imagines two steps of other returns than f."""
+    """Each player has its own alpha, and imagines two steps on the returns `f_ahead`.
+
+    HOLA(0) by differences is the plain gradient of these.
+    """
     rows = []
     for i in (0, 1):
 
@@ -1492,7 +1509,11 @@ def test_lolas_rule_has_every_setting_and_samples_the_imagined_step_apart():
     same(mean_change(CUBIC._replace(sample=sample)), once, rtol=0.05, atol=0.02)
 
 
-# sos.py: formulas with matrices, by finite differences, and published numbers.
+# --- sos.py ---------------------------------------------------------------------------
+# Formulas with matrices, by finite differences, and published numbers.
+
+
+OWN = np.kron(np.eye(2), np.ones((2, 2))) > 0  # entries of H within a player's block
 
 
 def linearised_losses(x, scale):
@@ -1520,9 +1541,6 @@ def sos_p_by_hand(xi, xi_0, shaping):
     if np.sqrt(xi @ xi) < 0.1:
         p_2 = xi @ xi
     return p_1, p_2
-
-
-OWN = np.kron(np.eye(2), np.ones((2, 2))) > 0  # entries of H within a player's block
 
 
 def sos_by_matrices(x, alphas, scale=1.0):
@@ -1572,7 +1590,7 @@ def sos_family(x, alphas, **settings):
     ids=["p_1", "p_2", "both", "neither", "sign", "offset"],
 )
 def test_sos_and_its_family_against_matrices(x, alphas, number, low, high):
-    """A number of the criteria, at a scale of 1, tells where they bite or just not."""
+    """The number says which branch of a criterion each case is in, at a scale of 1."""
     x = np.reshape(x, (2, 2))
     assert low < sos_by_matrices(x, alphas)[1][number] < high
     with jax.enable_x64(True):
@@ -1598,7 +1616,11 @@ PUBLISHED_LOSSES = {
 @slow
 @pytest.mark.parametrize("name", PUBLISHED_LOSSES)
 def test_sos_and_its_family_end_where_published_code_does(name):
-    """On the IPD after 100 steps of 25: the mean of both players' losses."""
+    """On the IPD after 100 steps of 25: the mean of both players' losses.
+
+    Those of the notebook of Letcher et al. (2019). Some are too close to tell apart;
+    the formulas are checked above.
+    """
     f = GAMES["ipd"].f
     count = {"lookahead": 4096, "lss": 256}.get(name, 512)  # some take long
     if name == "naive":
@@ -1619,7 +1641,8 @@ def test_sos_and_its_family_end_where_published_code_does(name):
     np.testing.assert_allclose(loss, PUBLISHED_LOSSES[name], atol=0.03)
 
 
-# pola.py: the objective in plain numpy, its maxima, and a climb in a plain loop.
+# --- pola.py --------------------------------------------------------------------------
+# The objective in plain numpy, its maxima, and a climb in a plain loop.
 
 STATES = [(0, 0), (1, 0), (0, 1), (1, 1)]  # actions of both, 1 for C
 
@@ -1736,7 +1759,10 @@ def test_the_price_of_distance_makes_steps_small_and_then_natural_gradients():
 
 
 def climb_by_loop(slope_at, x, steps, tolerance):
-    """Double steps that go on uphill, halve and do not take those that pass a top."""
+    """Double steps that go on uphill, halve and do not take those that pass a top.
+
+    The slope at the start is the first of all the gradients that `steps` counts.
+    """
     slope = slope_at(x)
     size = 1.0
     for _ in range(steps - 1):
@@ -1773,6 +1799,19 @@ def test_a_climb_against_a_loop(settings):
         np.testing.assert_allclose(found[i], row, rtol=1e-6, atol=1e-12)
     config = pola.make_config()
     assert (config.climb_steps, config.climb_tolerance) == (1000, 1e-4)
+
+
+def test_a_climb_does_not_go_where_returns_are_no_numbers():
+    """Beyond 1; the top is at .9."""
+
+    def f(x):
+        return jnp.where(x[:, 0] < 1, -((x[:, 0] - 0.9) ** 2), jnp.nan)
+
+    def free(x, y):
+        return jnp.zeros(2)
+
+    x = pola.pola_step(f, jnp.full((2, 1), -2.0), 0.0, 0.0, free)
+    np.testing.assert_allclose(x, 0.9, atol=1e-3)
 
 
 def test_policies_that_are_no_chances_are_apart_by_half_a_squared_distance():
@@ -1866,7 +1905,8 @@ def test_when_players_have_found_tit_for_tat():
     assert not tit_for_tat(one_more, jnp.full((2, 5), 9.0))  # all-C
 
 
-# cola.py: its equation and loss by finite differences, its training by a plain loop.
+# --- cola.py --------------------------------------------------------------------------
+# Its equation and loss by finite differences, its training by a plain loop.
 
 
 def make_model(game="ipd", script="meva", **changes):
@@ -1892,7 +1932,7 @@ def test_colas_loss_and_its_gradient_against_finite_differences(settings):
         return cola.consistency_loss(moved(t), CUBIC, X, 0.7, **settings)
 
     def plain_loss(t):
-        held = 0.0 if settings else t[0]
+        held = 0.0 if settings else t[0]  # is the right side held where t = 0?
         loss = 0.0
         for i in (0, 1):
 
@@ -1994,7 +2034,10 @@ def test_trained_cola_stops_on_tandem_at_its_closed_form():
 
 
 def test_consistency_is_measured_as_it_is_defined(monkeypatch):
-    """Beside HOLA by finite differences, of the last joint policy."""
+    """Beside HOLA by finite differences, of the last joint policy.
+
+    COLA's own two sides are `both_sides`, which the test of its loss checks.
+    """
     monkeypatch.setattr(cola, "HELD_OUT", 3)
     monkeypatch.setattr(cola, "ORDERS", (0, 1, 2))  # HOLA(3) takes long to compile
     key = jax.random.key(4)
@@ -2492,7 +2535,7 @@ SMALL_LOOP = dict(
     flip_prob=0.25,
     share_params=False,  # beside an opponent there is one model all the same
 )
-LOOPS = {  # game and settings; between them every technique is on and off
+LOOPS = {  # game and settings: in the three most techniques are on and off
     "V-explore": (DUEL, dict(form="V", target_inertia=0.9, bootstrap=0.6)),
     "U-both-sides": (
         DUEL._replace(symmetric=True),
@@ -2512,7 +2555,7 @@ LOOPS = {  # game and settings; between them every technique is on and off
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_chunks_of_an_outer_loop_against_plain_loops(name):
+def test_algorithm_1_and_its_td_loss_against_plain_loops(name):
     """Two chunks of one loop each, which is two stretches, and an update after each."""
     game, settings = LOOPS[name]
     config = tiny(game, **SMALL_LOOP | settings)
@@ -2614,10 +2657,12 @@ def test_by_which_rules_a_model_is_evaluated(opponent, symmetric, monkeypatch):
         chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-# --- maml.py: training against a plain loop, its differences and Adam in numpy ---
+# --- maml.py --------------------------------------------------------------------------
+# Training by a plain loop: gradients by finite differences, Adam in numpy.
 
-# A game of one's own. Its returns are polynomials that numpy and JAX both work out, so
-# differences of them are exact but for rounding. Nothing is alike for the players.
+# A game of one's own. Its returns are polynomials that numpy and JAX both work out:
+# differences of them are exact but for rounding, those of meta-returns to order step^4.
+# Nothing is alike for the players.
 LOPSIDED = Game(
     "mine",
     n=2,
@@ -2698,7 +2743,10 @@ def maml_training(key, agent, config):
 
 
 def test_maml_ascends_mean_returns_by_adam_in_chunks_of_any_length():
-    """Three steps in chunks of two, of two seeds and of both agents."""
+    """Three steps in chunks of two, of two seeds and of both agents.
+
+    `meta_return` and its gradient are compared at each step.
+    """
     seeds = np.array([3, 4], np.uint32)
     settings = dict(outer_steps=3, batch_size=2, rollout_length=2, model_lr=0.05)
     config = maml.make_config(LOPSIDED, lr=0.2, **settings)
@@ -2911,7 +2959,8 @@ def ppo_gradient_by_loop(agent, batch, config):
         return ppo_loss_by_loop(changed, batch, advantages, config)
 
     numbers = np.asarray(numbers)
-    return loss(numbers), difference(loss, numbers, 1e-5)
+    step = 1e-5  # short, so that no ratio leaves the clipped range on the way
+    return loss(numbers), difference(loss, numbers, step)
 
 
 def test_ppos_loss_and_gradient_against_a_loop():
@@ -3129,7 +3178,8 @@ def test_training_reaches_the_meta_value_of_a_quadratic_game(form):
     assert np.mean(errors) < 0.2, errors
 
 
-# --- For those who copy: dtypes, games of one's own, errors ---
+# --- For those who copy: dtypes, games of one's own, errors ---------------------------
+# What public functions return and refuse.
 
 
 def rules(game):
@@ -3666,7 +3716,8 @@ def test_the_step_of_divergence_is_the_first_that_is_not_finite():
         games.check_finite({"w": np.array([1, np.inf])}, loss, 10, "file")
 
 
-# The command line
+# --- The command line -----------------------------------------------------------------
+# Settings that are parsed, refused and handed on, by hand.
 
 
 def parsed(module, words):
@@ -5722,7 +5773,8 @@ def test_a_tournament_that_cannot_be_held_gets_one_line(words, said, tmp_path, c
     assert said in err
 
 
-# README.md, and the shape of the repository
+# --- README.md, and the shape of the repository ---------------------------------------
+# The pages, the examples and the files themselves.
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
@@ -5772,7 +5824,7 @@ def test_every_link_and_picture_of_a_page_leads_somewhere(page):
 
 def test_every_picture_in_git_is_shown_on_a_page():
     text = "".join(page.read_text("utf-8") for page in PAGES)
-    kept = re.findall(r"^!figures/(.*)$", (ROOT / ".gitignore").read_text(), re.M)
+    kept = re.findall(r"^!figures/(.*)$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
     assert kept
     for name in kept:
         assert f"figures/{name})" in text, name
