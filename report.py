@@ -1,3 +1,13 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "jax>=0.8,!=0.10.2",
+#     "chex>=0.1.90",
+#     "optax>=0.2.6",
+#     "numpy>=2.0",
+#     "matplotlib>=3.10.8",
+# ]
+# ///
 """The results pages: the runs that they need, the paper's claims, all tables.
 
     python report.py                   write the tables anew into README.md and into
@@ -36,6 +46,8 @@ from plots import (
     ABLATIONS,
     EPISODES,
     KINDS,
+    OF_KINDS,
+    OF_SAMPLES,
     PLAYS,
     RETURNS,
     RULES,
@@ -82,6 +94,7 @@ RUNS = {
     "sos_ipd": "sos.py --game ipd --num-seeds 8",
     "pola_ipd": "pola.py --game ipd --num-seeds 8",
     "cola_ipd": "cola.py --game ipd --num-seeds 2",
+    "maml_ipd": "maml.py --game ipd --num-seeds 8",
     "meva_ipd": "meva.py --game ipd --num-seeds 8",
     "meva_imp": "meva.py --game imp",
     # A single objective.
@@ -172,44 +185,37 @@ def runs_of_variants() -> dict[str, str]:
 
 
 def runs_of_models(game: str, step: float) -> dict[str, str]:
-    """The models of a tournament: with this repository's settings, and the authors'."""
+    """The models of a tournament with the authors' settings."""
     runs = {}
     seeds = "--num-seeds 8" if game == "ipd" else "--num-seeds 4"
-    theirs = f"--lr {step:g} --eval-steps 300"
-    runs[f"cola_{game}"] = f"cola.py --game {game} {seeds}"
+    steps = f"--lr {step:g} --eval-steps 300"
     runs[f"authors/cola_{game}"] = (
-        f"cola.py --game {game} {theirs} {seeds} --alpha-max {step:g} "
+        f"cola.py --game {game} {seeds} {steps} --alpha-max {step:g} "
         f"--eval-alphas {step:g}"
     )
-    runs[f"maml_{game}"] = f"maml.py --game {game} {seeds}"
     runs[f"authors/maml_{game}"] = (
-        f"maml.py --game {game} {theirs} --num-seeds 8 --model-lr 0.1"
+        f"maml.py --game {game} --num-seeds 8 {steps} --model-lr 0.1"
     )
-    runs[f"meva_{game}"] = f"meva.py --game {game} {seeds}"
+    meva = f"{seeds} {steps} --alpha {step:g} {AUTHORS_MEVA}"
+    runs[f"authors/meva_{game}"] = f"meva.py --game {game} {meva}"
     seats = [game]
     if not GAMES[game].symmetric:
         seats.append(f"{game}+swapped")  # a model beside others is for one seat
     for opponent in ("naive", "lola"):
         for seat in seats:
-            words = f"meva.py --game {seat} --opponent {opponent} {seeds}"
-            runs[f"meva-{opponent}_{seat}"] = words
-    for name in [name for name in runs if name.startswith("meva")]:
-        runs[f"authors/{name}"] = (
-            f"{runs[name]} {theirs} --alpha {step:g} {AUTHORS_MEVA}"
-        )
-    lr = GAMES[game].lr
-    for opponent in ("", "-lola", "-self"):
-        words = f"mfos.py --game {game} --num-seeds 2 --quick"
-        if opponent:
-            words += f" --opponent {opponent[1:]}"
-        runs[f"mfos{opponent}_{game}"] = f"{words} --lr {lr:g} --alpha {lr:g}"
-        runs[f"authors/mfos{opponent}_{game}"] = f"{words} {theirs} --alpha {step:g}"
+            runs[f"authors/meva-{opponent}_{seat}"] = (
+                f"meva.py --game {seat} --opponent {opponent} {meva}"
+            )
+    mfos = f"mfos.py --game {game} --num-seeds 2 --quick {steps} --alpha {step:g}"
+    runs[f"authors/mfos_{game}"] = mfos
+    for opponent in ("lola", "self"):
+        runs[f"authors/mfos-{opponent}_{game}"] = f"{mfos} --opponent {opponent}"
     return runs
 
 
 RUNS.update(runs_of_variants())
 for game, step in TOURNAMENTS.items():
-    RUNS = runs_of_models(game, step) | RUNS  # the table above counts
+    RUNS.update(runs_of_models(game, step))
 for game in GAMES:
     for script in TITLES:
         RUNS[f"games/{script}_{game}"] = f"{script}.py --game {game} --quick"
@@ -1491,8 +1497,6 @@ def table_of_searches(runs: dict[str, Results]) -> str:
 
 # --- The pages ------------------------------------------------------------------------
 
-OF_KINDS = [f"{rule}_{game}" for game in KINDS.values() for rule in RULES]
-OF_SAMPLES = [sampled_run(name, count) for name in SAMPLED for count in (0, *EPISODES)]
 OF_MFOS = [
     "mfos_4096_ipd",
     "mfos-lola_4096_ipd",

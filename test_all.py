@@ -43,6 +43,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.quiver import Quiver
 
 import cola
 import games
@@ -56,6 +57,7 @@ import plots
 import pola
 import report
 import sos
+import tournament
 from games import GAMES, Game, simultaneous_gradient
 
 # Many tests run the same programs, in this process and in others: compile each once.
@@ -1818,91 +1820,6 @@ def test_policies_that_are_no_chances_are_apart_by_half_a_squared_distance():
     y = jnp.array([[1.0, 3.0], [2.0, 0.0]])
     found = pola.divergence(GAMES["logistic"], jnp.zeros((2, 2)), y)
     np.testing.assert_allclose(found, [5, 2])
-
-
-# plots.py's search for tit-for-tat, which POLA is known for: each setting by hand.
-
-
-@slow
-@pytest.mark.parametrize("algorithm", ["pola", "lola"])
-def test_each_setting_of_the_search_takes_its_own_steps(algorithm):
-    """Of two factors of the contribution game, each with an alpha, and a beta or lr."""
-    settings = np.float32([[5, 0.5], [0.1, 3]])
-    found = plots.search_with(
-        algorithm, "tables", np.float32([1.33, 1.1]), settings, 2, 9
-    )
-    assert found.shape == (2, 9, 2)
-    keys = jax.random.split(jax.random.key(0), 9)
-    for k, (factor, alpha, other) in enumerate(((1.33, 5, 0.1), (1.1, 0.5, 3))):
-        own = f"{factor - 1},{factor / 2 - 1},{factor / 2},0"
-        game = games.find_game(f"contribution+payoffs={own}")
-
-        def step(x):
-            if algorithm == "lola":
-                gradient = lola.lola_gradient(game.f, x, 25 * alpha)
-                return x + 25 * other * gradient
-            distance = partial(pola.divergence, game)
-            return pola.pola_step(game.f, x, 25 * alpha, other / 25, distance)
-
-        steps = jax.jit(jax.vmap(step))
-        xs = jax.vmap(GAMES["contribution"].init)(keys)
-        for t in range(2):
-            xs = steps(xs)
-            expected = jax.vmap(partial(plots.plays_tit_for_tat, game))(xs)
-            np.testing.assert_array_equal(found[k, :, t], expected)
-
-
-def test_the_search_counts_the_better_setting_and_writes_it(tmp_path, capsys):
-    """Of two factors with two settings each, and three pairs, of which some find it."""
-    found = np.zeros((4, 3, 5), bool)
-    found[1, :2, 1] = True  # the second setting of the first factor
-    found[2, 0] = True
-    settings = {("pola", "networks"): (5, [[(1, 1), (2, 2)]] * 2)}
-    words = plots.command("tit-for-tat_contribution", tmp_path).split()[2:]
-    with mock.patch.multiple(
-        plots,
-        SEARCHES=settings,
-        FACTORS=(1.5, 1.7),
-        search_with=mock.Mock(return_value=found),
-    ):
-        results = plots.search_for_tit_for_tat(3)
-    np.testing.assert_allclose(results["found"], [[[2 / 3, 0], [1 / 3, 1 / 3]]])
-    assert list(results["names"]) == ["POLA, networks"]
-    with mock.patch.object(plots, "search_for_tit_for_tat", return_value=results):
-        status, out, err = plot(words, capsys)
-    assert not status
-    assert not err
-    assert "| POLA, networks | 0.67 (0.00) | 0.33 (0.33) |" in out
-    runs, _, missing = plots.find(["tit-for-tat_contribution"], tmp_path, exactly=True)
-    assert not missing
-    assert plots.table_of_searches(runs) in out
-
-
-def test_the_search_takes_no_game(tmp_path, capsys):
-    words = ["--table", "tit-for-tat", "--game", "ipd", "--out", str(tmp_path)]
-    status, _, err = plot(words, capsys)
-    assert status == 2
-    assert "--game, --protocol: take --table tournament" in err
-
-
-def test_when_players_have_found_tit_for_tat():
-    """Both cooperate with less than .65 after D, and get more than .8 of CC's .33."""
-    tit_for_tat = jax.jit(plots.plays_tit_for_tat, static_argnums=0)
-    game = GAMES["contribution"]
-    one_more = games.find_game("contribution+payoffs=1.33,0.665,1.665,1.0")
-    strict = np.array([9.0, -9, -9, 9, 9])
-    chances = itertools.product(
-        (1e-3, 0.999), (0.1, 0.64, 0.66), (0.1, 0.64, 0.66), (0.1, 0.9), (0.5, 0.999)
-    )
-    for p in chances:
-        z = np.log(p) - np.log1p(-np.array(p))
-        for other in (z, strict):
-            x = np.stack([z, other])
-            worth = np.mean(plain_returns(x, contribution(1.33)))
-            expected = max(p[1:3]) < 0.65 and worth > 0.8 * 0.33
-            assert tit_for_tat(game, x) == expected
-            assert tit_for_tat(one_more, x[::-1]) == expected
-    assert not tit_for_tat(one_more, jnp.full((2, 5), 9.0))  # all-C
 
 
 # --- cola.py --------------------------------------------------------------------------
@@ -4822,8 +4739,9 @@ def test_a_table_has_both_players_agents_and_the_basins(capsys):
     assert lines[7] == "share of the grid that ends at x_1, x_2 > 0: 0.250 0.250"
 
 
-# plots.py: runs and pages. A run is what its command makes, and what is no run is
-# refused; the claims are measured in worlds in which they must fail.
+# --- plots.py: figures from results ---------------------------------------------------
+# What is no run is refused. Random numbers in place of runs are found again in what was
+# drawn.
 
 
 def plot(words, capsys):
@@ -4837,11 +4755,9 @@ def plot(words, capsys):
 
 
 @slow
-def test_every_figure_is_drawn(tmp_path, capsys, monkeypatch):
+def test_every_figure_is_drawn(tmp_path, capsys):
     shutil.copytree(ROOT / "results/paper", tmp_path / "results/paper")
-    for name in ("hills", "hill_paths", "tournament_imp", "tournament_chicken"):
-        monkeypatch.delitem(plots.FIGURES, name)  # like others, of other runs
-    status, out, _ = plot(["--out", str(tmp_path)], capsys)
+    status, out, _ = plot(["--out", str(tmp_path), "--paper"], capsys)
     assert status == 0
     for name in plots.FIGURES:
         assert f"figures/{name}.png" in out
@@ -4850,12 +4766,50 @@ def test_every_figure_is_drawn(tmp_path, capsys, monkeypatch):
         assert image.std() > 0.05  # something is on it
 
 
+def test_own_runs_are_drawn_first_and_elsewhere(tmp_path, capsys):
+    """A run of one's own counts before the kept one, but not with --paper."""
+    kept = tmp_path / "results/paper"
+    kept.mkdir(parents=True)
+    for name in ("meva_ipd", "lola_ipd"):
+        shutil.copy(ROOT / f"results/paper/{name}.npz", kept)
+    shutil.copy(kept / "lola_ipd.npz", tmp_path / "results")
+    words = ["--out", str(tmp_path), "--figure", "policies"]
+    status, out, _ = plot(words, capsys)
+    assert status == 0
+    assert f"from {tmp_path}/results/lola_ipd.npz, ipd, 8 seeds" in out
+    assert f"from {kept}/meva_ipd.npz" in out
+    assert (tmp_path / "figures/own/policies.png").exists()
+    assert not (tmp_path / "figures/policies.png").exists()
+
+    status, out, _ = plot([*words, "--paper", "--format", "pdf"], capsys)
+    assert status == 0
+    assert f"from {kept}/lola_ipd.npz" in out
+    assert (tmp_path / "figures/policies.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_run_in_a_folder_of_its_own_is_found_and_a_missing_one_named(
+    tmp_path, capsys
+):
+    folder = tmp_path / "results/variants/meva_ipd/results"
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "results/paper/meva_ipd.npz", folder)
+    runs, missing = plots.find(["meva_ipd", "lola_ipd"], [tmp_path / "results"])
+    assert list(runs) == ["meva_ipd"]
+    assert missing == ["lola_ipd"]
+    words = ["--out", str(tmp_path), "--figure", "fig3"]
+    status, out, _ = plot(words, capsys)
+    assert status == 1
+    assert "no fig3: there is no lola_ipd" in out
+    assert "details.md" in out
+
+
 BAD_FILES = {"empty": b"", "broken": b"PK\3\4" + bytes(40)}
 BAD_CONFIGS = {
     "null": None,
     "a list": [],
     "no num_seeds": {"game": "ipd", "eval_steps": 500},
-    "another game": {"game": "imp"},
+    "text for a number": {"game": "ipd", "num_seeds": "eight", "eval_steps": 500},
+    "no game": {"game": "chess", "num_seeds": 8, "eval_steps": 500},
 }
 BAD_ARRAYS = {
     "settings cut": {"self_play": np.zeros((1, 8, 4, 2))},
@@ -4884,15 +4838,26 @@ def test_a_run_that_is_not_what_it_should_be_gets_one_line(bad, tmp_path, capsys
     np.savez(path, config=json.dumps(config), **arrays | BAD_ARRAYS.get(bad, {}))
     if bad in BAD_FILES:
         path.write_bytes(BAD_FILES[bad])
-    status, out, err = plot(["--out", str(tmp_path), "--table"], capsys)
+    words = ["--out", str(tmp_path), "--figure", "fig3"]
+    status, out, err = plot(words, capsys)
     assert status == 2
     assert not out
     assert err.count("\n") == 1
     assert str(path) in err
 
 
-# plots.py: figures and tables. Random numbers in place of runs, whose means are found
-# again in what was drawn.
+@pytest.mark.parametrize("words", [["--figure", "fig9"], ["--out", "/nowhere"]])
+def test_plots_py_refuses_in_one_line(words, capsys):
+    status, out, err = plot(words, capsys)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+
+
+def results_of(settings, **arrays):
+    """Results as if they were of a run with this sweep."""
+    config = {"game": "ipd", "lr": 2, "outer_steps": 9, "num_seeds": 3}
+    return plots.Results(
+        arrays, sweep=np.array(settings), config=config, path="nowhere"
+    )
 
 
 def draw_by(draw, *args):
@@ -4914,7 +4879,7 @@ def test_figure_1_has_the_returns_of_player_1_on_the_left(monkeypatch):
     monkeypatch.setattr(Axes, "contourf", record)
     panels = draw_by(plots.draw_fig1, {})
     for player, (x_1, x_2, values) in enumerate(drawn):
-        assert panels[player].get_title() == f"$f_{player + 1}(x)$"
+        assert f"$f_{player + 1}(x)$" in panels[player].get_title()
         i, j = 30, 170  # x_1 goes to the right, x_2 upwards
         expected = games.logistic(jnp.array([[x_1[j]], [x_2[i]]]))[player]
         np.testing.assert_allclose(values[i, j], expected, rtol=1e-5)
@@ -4922,7 +4887,7 @@ def test_figure_1_has_the_returns_of_player_1_on_the_left(monkeypatch):
 
 def planar_runs(rows):
     """The committed runs of Fig. 2, with ends and paths anywhere in the plane."""
-    runs, _, missing = plots.find(rows, ROOT)
+    runs, missing = plots.find(rows, [ROOT / "results/paper"])
     assert not missing
     random = np.random.default_rng(0)
     for results in runs.values():
@@ -4935,7 +4900,8 @@ def planar_runs(rows):
 @pytest.mark.parametrize("rows", [plots.ROWS, plots.HILL_ROWS], ids=["games", "hills"])
 def test_figure_2_shows_the_arrays(rows, basins):
     runs = planar_runs(rows)
-    panels = iter(draw_by(partial(plots.draw_fig2, basins=basins, rows=rows), runs))
+    draw = plots.draw_basins_of if basins else plots.draw_paths
+    panels = iter(draw_by(partial(draw, rows=rows), runs))
     for name, settings in rows.items():
         for setting in settings:
             axis, results = next(panels), runs[name]
@@ -4950,8 +4916,7 @@ def test_figure_2_shows_the_arrays(rows, basins):
 
 
 def test_figure_3_shows_means_and_errors_over_pairs():
-    runs, _, missing = plots.find(("meva_ipd", "lola_ipd"), ROOT)
-    assert not missing
+    runs, _ = plots.find(("meva_ipd", "lola_ipd"), [ROOT / "results/paper"])
     axes = iter(draw_by(plots.draw_fig3, runs))
     for name, title, chosen in (("meva_ipd", "MeVa", 0.99), ("lola_ipd", "LOLA", 10)):
         results = runs[name]
@@ -4970,6 +4935,42 @@ def test_figure_3_shows_means_and_errors_over_pairs():
         assert set(np.round(shares, 6)) <= set(heights)
 
 
+def test_steps_are_drawn_as_arrows_from_their_points():
+    """On the value of player 1 (landscape), and on their length (fields)."""
+    runs, _ = plots.find(["meva_logistic"], [ROOT / "results/paper"])
+    meva_s = runs["meva_logistic"]
+    runs |= dict.fromkeys([f"{name}_logistic" for name in plots.TITLES], meva_s)
+    settings = {plots.draw_landscape: (0, 0.8, 0.9, 0.95, 0.99)}
+    settings[plots.draw_fields] = (1, 5, 5, 5, 0.9)
+    for draw, shown in settings.items():
+        *panels, _ = draw_by(draw, runs)
+        for axis, setting in zip(panels, shown, strict=True):
+            i = np.abs(meva_s["sweep"] - setting).argmin()
+            (arrows,) = [one for one in axis.collections if isinstance(one, Quiver)]
+            step = meva_s["field"][i, 0, 4, 6]  # every second point of the grid
+            k = np.flatnonzero((arrows.XY == meva_s["grid"][4, 6]).all(axis=1))
+            drawn = np.array([arrows.U[k[0]], arrows.V[k[0]]])
+            np.testing.assert_allclose(drawn, step / np.linalg.norm(step), rtol=1e-5)
+
+
+def test_samples_are_drawn_by_seed_beside_exact_returns():
+    random, runs = np.random.default_rng(0), {}
+    for name in plots.OF_SAMPLES:
+        arrays = {play: random.uniform(-2, -1, (2, 3, 4, 2)) for play in plots.PLAYS}
+        runs[name] = results_of((0.95, 10.0), **arrays)
+    panels = iter(draw_by(plots.draw_samples, runs))
+    for script, i in (("lola", 1), ("meva", 0)):
+        for play in ("self_play", "best_response"):
+            *points, mean, exact = next(panels).lines
+            for k, episodes in enumerate(plots.EPISODES):
+                results = runs[plots.sampled_run(script, episodes)]
+                agents = results[play][i, ..., 0].mean(axis=1)
+                np.testing.assert_allclose(points[k].get_ydata(), agents)
+                np.testing.assert_allclose(mean.get_ydata()[k], agents.mean())
+            of_exact = runs[plots.sampled_run(script, 0)][play][i, ..., 0].mean()
+            np.testing.assert_allclose(exact.get_ydata(), of_exact)
+
+
 def test_basins_are_drawn_as_means_and_by_model():
     random, runs = np.random.default_rng(0), {}
     for script in ("naive", "lola", "hola", "cola", "meva"):
@@ -4980,7 +4981,8 @@ def test_basins_are_drawn_as_means_and_by_model():
     by_model = [line.get_ydata() for line in axis.lines if line.get_alpha() == 0.6]
     for i, script in enumerate(("lola", "hola", "cola", "meva")):
         shares = runs[f"{script}_logistic"]["basin_fraction"]
-        np.testing.assert_allclose(lines[plots.TITLES[script]], shares.mean(axis=1))
+        label = f"{plots.TITLES[script]} (3 seeds)"
+        np.testing.assert_allclose(lines[label], shares.mean(axis=1))
         np.testing.assert_allclose(by_model[3 * i : 3 * i + 3], shares.T)
     naive = runs["naive_logistic"]["basin_fraction"].mean()
     np.testing.assert_allclose(lines["naive"], naive)
@@ -5010,7 +5012,8 @@ def test_ablations_are_drawn_at_the_largest_gamma():
         runs[name] = results_of((0.9, 0.99), **arrays)
     for name in ("meva_logistic", "semi_gradient_logistic"):
         runs[name] = results_of((0.9, 0.99), basin_fraction=np.ones((2, 3)))
-    *panels, _ = draw_by(plots.draw_ablations, runs)
+    *panels, sides = draw_by(plots.draw_ablations, runs)
+    assert sides.get_legend_handles_labels()[1][0] == "both sides, 3 models"
     for axis, key in zip(panels, plots.PLAYS, strict=True):
         by_model = [line for line in axis.lines if line.get_alpha() == 0.6]
         for line, name in zip(by_model, plots.ABLATIONS, strict=True):
@@ -5030,7 +5033,7 @@ def runs_of_kinds():
         arrays["policies"] = random.normal(size=(3, 4, 6, 2, 5))
         arrays["self_play"][1] = np.nan
         sweep = (0.9, 0.95, 0.99) if name == "meva" else (0.1, 1.0, 2.0)
-        runs[plots.OF_KINDS[kind, name]] = results_of(sweep, **arrays)
+        runs[f"{name}_{plots.KINDS[kind]}"] = results_of(sweep, **arrays)
     return runs
 
 
@@ -5048,7 +5051,7 @@ def test_kinds_of_policies_are_drawn_at_each_rules_best_setting():
             axis = next(panels)
             bars = [lines.get_segments()[0][0, 1] for lines in axis.collections[1::2]]
             for k, name in enumerate(plots.RULES):
-                results = runs[plots.OF_KINDS[kind, name]]
+                results = runs[f"{name}_{plots.KINDS[kind]}"]
                 best = best_setting(results)
                 agents = results[key][best, ..., 0]
                 np.testing.assert_allclose(
@@ -5062,14 +5065,6 @@ def test_kinds_of_policies_are_drawn_at_each_rules_best_setting():
 
 # report.py: a run is what its command makes; the claims are measured in worlds in which
 # they must fail; random numbers in place of runs are found again in the tables.
-
-
-def results_of(settings, **arrays):
-    """Results as if they were of a run with this sweep."""
-    config = {"game": "ipd", "lr": 2, "outer_steps": 9, "num_seeds": 3}
-    return plots.Results(
-        arrays, sweep=np.array(settings), config=config, path="nowhere"
-    )
 
 
 def config_of(name):
@@ -5427,22 +5422,20 @@ def test_the_games_table_shows_the_largest_look_ahead_up_to_ten():
     assert row[1 + titles.index("naive")] == ""
 
 
-# plots.py: the tournament. Against plain loops, closed forms and known games.
+# --- tournament.py --------------------------------------------------------------------
+# Plain loops, closed forms and known games; the search for tit-for-tat by hand.
 
 
 def hold(game, everyone, steps, trials):
-    protocol = plots.Protocol(lr=0.5, alpha=0.8, gamma=0.6, steps=steps)
     with mock.patch.object(jax, "clear_caches") as clear:  # of other tests as well
-        results = plots.hold_tournament(game, everyone, protocol, trials)
+        results = tournament.hold_tournament(game, everyone, steps, trials)
     assert clear.call_count == len(everyone)  # else a long one runs out of memory
     return results
 
 
 def test_fixed_policies_meet_at_their_exact_returns():
     game = GAMES["imp"]
-    everyone = plots.contestants(game, {}, plots.Protocol(0.5, 0.8, 0.6, 3))
-    fixed = {name: everyone[name] for name in plots.FIXED}
-    results = hold(game, fixed, steps=3, trials=2)
+    results = hold(game, tournament.fixed(game), steps=3, trials=2)
     policies = {
         "all-C": [C] * 5,
         "all-D": [D] * 5,
@@ -5455,22 +5448,25 @@ def test_fixed_policies_meet_at_their_exact_returns():
             expected = game.f(jnp.array([row, column]))
             for trial in results["returns"][i, j]:
                 np.testing.assert_allclose(trial, expected, atol=1e-5)
-    names = list(plots.CORNERS)
+    names = tournament.CORNERS
     corners = [names[corner] for corner in results["corner"][:2, :, 0].ravel()]
-    assert corners == ["CC", "CD", "CC", "CC", "DC", "DD", "DD", "DC"]
+    of_all_c, of_all_d = corners[:4], corners[4:]
+    assert of_all_c == ["CC", "CD", "CC", "CC"]
+    # All-D meets tit-for-tat's one C, and win-stay-lose-shift's C in every second round.
+    assert of_all_d == ["DC", "DD", "DD", "DC"]
 
 
 def test_players_and_trials_draw_by_keys_of_their_own():
     """And each pair of models plays as often as any."""
     game = GAMES["imp"]
 
-    def draw(model, x, seat, gammas, key):
-        return model + jax.random.uniform(key, (game.n,), maxval=0.1)
+    def draw(x, model, gammas, key):
+        return model + jax.random.uniform(key, (2, game.n), maxval=0.1)
 
     models = (np.float32([10, 20, 30]), np.float32([-10, -20]))
     starts = jnp.zeros((7, 2, game.n))
-    ends, played = plots.play_pair(
-        game, (draw, draw), (0.0, 0.0), models, (None, None), starts, steps=1
+    ends, played = tournament.play_pair(
+        game, (draw, draw), models, (None, None), (0.0, 0.0), starts, steps=1
     )
     for seat in (0, 1):
         expected = models[seat][played[:, seat]]
@@ -5485,10 +5481,12 @@ def test_players_and_trials_draw_by_keys_of_their_own():
 def trained_runs(game):
     """Random models of each trained contestant, a list, and files of them."""
     models, runs = {}, {}
-    for count, (name, changes) in enumerate(plots.TRAINED.items(), 1):
-        module = SCRIPTS[name.split("-")[0]]
+    for count, name in enumerate(tournament.TRAINED, 1):
+        script, _, opponent = name.partition("-")
+        module = SCRIPTS[script]
+        changes = {"opponent": opponent} if opponent else {}
         if module is meva:
-            changes = changes | {"blocks": 0}
+            changes |= {"blocks": 0}
         config = tiny(game.name, module.__name__, **changes)
         models[name] = []
         for k in range(count % 3 + 1):
@@ -5506,14 +5504,14 @@ def test_m_maml_starts_where_it_chose_and_has_two_step_sizes():
     starts = np.ones((3, 2, 5), np.float32)
     step_sizes = np.tile(np.float32([0.5, -2.0]), (3, 1))
     arrays = {"params/policy": starts, "params/step_size": step_sizes}
-    protocol = plots.Protocol(lr=9.0, alpha=9.0, gamma=0.9, steps=9)
-    maml_s = plots.contestants(game, {"maml": plots.Results(arrays)}, protocol)["maml"]
+    protocol = tournament.Protocol(lr=9.0, alpha=9.0, gamma=0.9, steps=9)
+    everyone = tournament.contestants(game, protocol, {"maml": plots.Results(arrays)})
+    maml_s = everyone["maml"]
     np.testing.assert_array_equal(maml_s.starts, starts)
     x = game.init(jax.random.key(0))
-    gradient = simultaneous_gradient(game.f, x)
-    for seat, step_size in enumerate((0.5, -2.0)):
-        found = maml_s.rule(maml_s.models[1], x, seat, None, None)
-        np.testing.assert_allclose(found, x[seat] + step_size * gradient[seat], 1e-5)
+    found = maml_s.step(x, maml_s.models[1], None, None)
+    expected = x + np.array([[0.5], [-2.0]]) * simultaneous_gradient(game.f, x)
+    np.testing.assert_allclose(found, expected, 1e-5)
 
 
 def next_policies(game, name, model, x, gammas):
@@ -5535,8 +5533,7 @@ def next_policies(game, name, model, x, gammas):
     if name == "maml":
         return x + model.step_size[:, None] * simultaneous_gradient(game.f, x)
     if name.startswith("meva"):
-        opponent = plots.TRAINED[name].get("opponent", "self")
-        config = tiny("imp", opponent=opponent, blocks=0)
+        config = tiny("imp", opponent=name.partition("-")[2] or "self", blocks=0)
         return x + 0.5 * meva.meva_gradient(model, game, x, gammas, config)
     return x + 0.5 * rules[name]()
 
@@ -5546,18 +5543,25 @@ RULES_OF_TOURNAMENT = ["naive", "lola", "lola-taylor-stop", "hola2", "sos", "pol
 
 @slow
 def test_each_contestant_steps_by_its_rule_in_its_own_seat():
+    """One of each kind of M-FOS and one of two of MeVa are enough: they are alike."""
     game = GAMES["imp"]
     models, runs = trained_runs(game)
-    everyone = plots.contestants(game, runs, plots.Protocol(0.5, 0.8, 0.6, 2))
-    assert list(everyone) == [*RULES_OF_TOURNAMENT, *plots.TRAINED, *plots.FIXED]
+    protocol = tournament.Protocol(0.5, 0.8, 0.6, 2)
+    everyone = tournament.contestants(game, protocol, runs)
+    everybody = [*RULES_OF_TOURNAMENT, *tournament.TRAINED, *tournament.FIXED]
+    assert list(everyone) == everybody
     gammas = np.float32([0.2, 0.6])
     x = 3 * game.init(jax.random.key(0))  # SOS's scale matters there
     for name in (*RULES_OF_TOURNAMENT, "cola", "maml", "meva", "meva-naive", "mfos"):
-        rule = everyone[name].rule
-        last = jax.tree.map(lambda leaf: leaf[-1], everyone[name].models)
+        one = everyone[name]
+        last = jax.tree.map(lambda leaf: leaf[-1], one.models)
 
-        def both_seats(x):
-            rows = [rule(last, x, i, gammas, jax.random.key(5)) for i in (0, 1)]
+        def both_seats(x, one=one, last=last):
+            rows = []
+            for seat in (0, 1):
+                key = jax.random.key(5)
+                row = tournament.next_policy(one.step, last, x, seat, gammas, key)
+                rows.append(row)
             return jnp.stack(rows)
 
         model = models.get(name, [None])[-1]
@@ -5565,6 +5569,7 @@ def test_each_contestant_steps_by_its_rule_in_its_own_seat():
         np.testing.assert_allclose(
             jax.jit(both_seats)(x), expected, rtol=1e-4, atol=1e-6, err_msg=name
         )
+        assert one.gamma == 0.6 * name.startswith("meva")
 
 
 @slow
@@ -5572,7 +5577,8 @@ def test_a_tournament_against_a_loop():
     """M-MAML starts where it chose, others where all do."""
     game, trials = GAMES["imp"], 7
     models, runs = trained_runs(game)
-    everyone = plots.contestants(game, runs, plots.Protocol(0.5, 0.8, 0.6, 2))
+    protocol = tournament.Protocol(0.5, 0.8, 0.6, 2)
+    everyone = tournament.contestants(game, protocol, runs)
     names = ["maml", "meva"]
     some = {name: everyone[name] for name in names}
     results = hold(game, some, steps=2, trials=trials)
@@ -5593,11 +5599,12 @@ def test_a_tournament_against_a_loop():
                 rows.append(step(both[seat], model, x, gammas)[seat])
             x = jnp.stack(rows)
         found = results["returns"][i, j, t]
+        # M-MAML's random step size makes policies large, and rounding with them.
         np.testing.assert_allclose(found, game.f(x), rtol=2e-3, atol=1e-4)
         states = games.state_distribution(x, 0.96)
         corner = ("DD", "CD", "DC", "CC")[states.argmax()]
         expected = corner if states.max() > 0.5 else "none"
-        assert list(plots.CORNERS)[results["corner"][i, j, t]] == expected
+        assert tournament.CORNERS[results["corner"][i, j, t]] == expected
 
 
 KNOWN_GAMES = {  # payoffs of the row, and all symmetric equilibria
@@ -5613,18 +5620,24 @@ KNOWN_GAMES = {  # payoffs of the row, and all symmetric equilibria
 @pytest.mark.parametrize("name", KNOWN_GAMES)
 def test_symmetric_equilibria_of_known_games(name):
     payoffs, expected = KNOWN_GAMES[name]
-    found = plots.symmetric_equilibria(np.array(payoffs, float))
+    found = tournament.symmetric_equilibria(np.array(payoffs, float))
     np.testing.assert_allclose(sorted(map(tuple, found)), expected, atol=1e-9)
 
 
 def errors_of(names, returns, trained, trained_2):
-    """Standard errors of player 1's mean, (2, 2), where all pairs play the same."""
+    """Standard errors of player 1's mean, (2, 2), where all pairs play the same.
+
+    Models are of the names that are trained.
+    """
+    has = np.isin(names, tournament.TRAINED).astype(int)
     arrays = {
         "returns": np.broadcast_to(np.array(returns)[:, None], (2, 2, 4, 2)),
-        "trained": np.broadcast_to(trained, (2, 2, 4)),
-        "trained_2": np.broadcast_to(trained_2, (2, 2, 4)),
+        "trained": has[:, None, None] * np.broadcast_to(trained, (2, 2, 4)),
+        "trained_2": has[:, None] * np.broadcast_to(trained_2, (2, 2, 4)),
     }
-    return plots.standard_errors(plots.Results(arrays, names=np.array(names)))[..., 0]
+    return tournament.standard_errors(plots.Results(arrays, names=np.array(names)))[
+        ..., 0
+    ]
 
 
 def test_errors_of_a_tournament_are_over_models():
@@ -5649,21 +5662,45 @@ def test_in_the_meta_game_seats_are_drawn_by_lot():
     returns[0, 1] = [4, 1]  # the first as player 1
     returns[1, 0] = [3, 2]  # as player 2
     returns[0, 0] = [7, 5]
-    payoffs = plots.meta_game(plots.Results(returns=returns))
+    payoffs = tournament.meta_game(plots.Results(returns=returns))
     np.testing.assert_allclose(payoffs, [[6, 3], [2, 0]])
 
 
-def test_the_authors_protocol_is_theirs():
-    assert plots.protocol_of("ipd", "paper") == (2, 10, 0.95, 500)
-    assert plots.protocol_of("ipd", "authors") == (25, 25, 0.95, 300)
-    assert plots.protocol_of("chicken", "paper") == (0.1, 0.2, 0.95, 500)
-    assert plots.protocol_of("chicken", "authors") == (1, 1, 0.95, 300)
+@pytest.mark.parametrize(
+    "name, protocol, expected",
+    [
+        ("ipd", "paper", (2, 10, 0.95, 500)),
+        ("ipd", "authors", (25, 25, 0.95, 300)),
+        ("chicken", "paper", (0.1, 0.2, 0.95, 500)),
+        ("chicken", "authors", (1, 1, 0.95, 300)),
+    ],
+)
+def test_the_settings_of_both_protocols(name, protocol, expected):
+    assert tournament.protocol_of(GAMES[name], protocol) == expected
+
+
+def test_an_equilibriums_slack_and_its_error_worked_out_by_hand():
+    """A game of two with payoffs 2, 1; 0, 0 by lot, and errors of .1 in every seat."""
+    noise = 0.1 * np.sqrt(4) * np.sqrt(3 / 4) * np.array([1, 1, -1, -1])  # error .1
+    means = np.array([[[2, 2], [1, 0]], [[0, 1], [0, 0]]], float)
+    returns = means[:, :, None] + noise[:, None]
+    results = plots.Results(
+        returns=returns,
+        names=np.array(["one", "two"]),
+        trained=np.zeros((2, 2, 4), int),
+        trained_2=np.zeros((2, 2, 4), int),
+    )
+    np.testing.assert_allclose(tournament.standard_errors(results), 0.1)
+    (found,) = tournament.equilibria(results, np.array([True, True]))
+    assert found[:2] == ("one", 2)
+    # An entry is a mean of two seats, and the slack a difference of two entries.
+    np.testing.assert_allclose(found.slack, 2)
+    np.testing.assert_allclose(found.error, np.sqrt(2 * 0.1**2 / 2))
 
 
 @functools.cache
 def tournament_on_the_ipd():
-    path = ROOT / "results/paper/tournament_ipd.npz"
-    return plots.load(path, plots.Run("plots", "ipd"))
+    return plots.load(ROOT / "results/paper/tournament_ipd.npz")
 
 
 def test_the_authors_cells_stand_beside_ours_with_their_distance():
@@ -5671,106 +5708,248 @@ def test_the_authors_cells_stand_beside_ours_with_their_distance():
     names = list(results["names"])
     i, j = names.index("naive"), names.index("maml")
     first, second = results["returns"][i, j].mean(axis=0)
-    error_1, error_2 = plots.standard_errors(results)[i, j]
+    error_1, error_2 = tournament.standard_errors(results)[i, j]
     ours = f"{first:.3f} ± {error_1:.3f} : {second:.3f} ± {error_2:.3f}"
     far_1, far_2 = (first + 1.524) / error_1, (second + 1.398) / error_2
     line = f"| naive | maml | -1.524 : -1.398 | {ours} | {far_1:+.1f} : {far_2:+.1f} |"
-    assert line in plots.table_of_tournaments({"": results})
+    assert line in tournament.tables(results)
 
 
 def test_equilibria_are_said_of_all_and_of_those_that_learn():
-    text = plots.equilibria(tournament_on_the_ipd())
+    text = tournament.describe_equilibria(tournament_on_the_ipd())
     every, learners = text.split("among those that learn")
-    assert "tit-for-tat (return -1.000)" in every
+    assert "tit-for-tat (return -1.000, weak)" in every
     assert "tit-for-tat" not in learners
-    assert "cola (return -1.590)" in learners
+    assert "cola (return -1.590, slack" in learners
+
+
+def few(game, protocol, runs):
+    """Two rules that are quick to compile, and a fixed policy."""
+    return {
+        "drift": tournament.Contestant(drift),
+        "shrink": tournament.Contestant(lambda x: 0.9 * x),
+        "tit-for-tat": tournament.fixed(game)["tit-for-tat"],
+    }
+
+
+def drift(x):
+    return x + 0.5 * x[::-1]
+
+
+def play_few(game, out, mine=None):
+    """A tournament of them, and of mine, with three trials of two steps."""
+    short = partial(tournament.Protocol, steps=2)
+    with mock.patch.multiple(
+        tournament,
+        TRIALS=3,
+        contestants=few,
+        protocol_of=lambda game, name: short(1.0, 1.0, 0.9),
+    ):
+        return tournament.play(game, mine, out=out)
 
 
 @pytest.fixture(scope="session")
 def short_tournament(tmp_path_factory):
-    """The command's output and arrays, with four contestants, three trials, two steps."""
+    """What is printed, the results, and the folder."""
     folder = tmp_path_factory.mktemp("tournament")
-    names, everyone = ("naive", "lola", "all-C", "tit-for-tat"), plots.contestants
-    protocol = plots.Protocol(1.0, 1.0, 0.9, 2)
-    with pytest.MonkeyPatch.context() as patch, io.StringIO() as out:
-        short = partial(plots.hold_tournament, trials=3)
-        patch.setattr(plots, "hold_tournament", short)
-        patch.setattr(plots, "protocol_of", lambda game, name: protocol)
-        some = lambda *args: {name: everyone(*args)[name] for name in names}
-        patch.setattr(plots, "contestants", some)
-        words = ["--out", str(folder), "--table", "tournament"]
-        with contextlib.redirect_stdout(out):
-            plots.main([*words, "--game", "bach_or_stravinsky"])
-        said = out.getvalue()
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        results = play_few("bach_or_stravinsky", folder)
+    return out.getvalue(), results, folder
+
+
+def test_what_is_said_of_a_tournament(short_tournament):
+    said, results, folder = short_tournament
     path = folder / "results/tournament_bach_or_stravinsky.npz"
     assert f"wrote {path}" in said
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-    config = {"game": "bach_or_stravinsky", "protocol": "paper"}
-    return said, plots.Results(arrays, config=config, path="")
-
-
-@slow
-def test_what_is_said_of_a_tournament(short_tournament):
-    said, results = short_tournament
+    assert said.isascii()
+    saved = plots.load(path)
+    np.testing.assert_array_equal(saved["returns"], results["returns"])
+    assert "missing: meva_bach_or_stravinsky; results/paper/details.md" in said
     returns = results["returns"]
-    assert returns.shape == (4, 4, 3, 2)
-    mean = returns[0, 0, :, 0].mean()
+    assert returns.shape == (3, 3, 3, 2)
+    row = next(line for line in said.splitlines() if line.startswith("shrink "))
+    means = returns[1].mean(axis=1)[:, 0]
+    assert row.split()[1:] == [*(f"{mean:z.2f}" for mean in means), "2"]
+
+    text = tournament.tables(results)
     error = returns[0, 0, :, 0].std(ddof=1) / 3**0.5
-    assert f"| naive | {mean:.3f} ± {error:.3f} |" in said
-    means = returns.mean(axis=2)[..., 0]
-    best = means[:, 1] > means[:, 1].max() - 1e-3  # beside LOLA; there are ties
-    assert f"| lola | {', '.join(results['names'][best])} |" in said
-    second = returns[3, 1, :, 1]  # of player 2
-    error = second.std(ddof=1) / 3**0.5
-    assert f"| {second.mean():z.3f} ± {error:.3f} |" in said
-    medians = np.median(returns[3, 1], axis=0)
-    assert " : ".join(f"{median:z.3f}" for median in medians) in said
-    shares = [100 * (results["corner"][3, 1] == k).mean() for k in range(4)]
-    assert " ".join(f"{share:.0f}" for share in shares) in said
+    assert f"| drift | {means_of(returns[0, 0], 0)} ± {error:.3f} |" in text
+    error = returns[2, 1, :, 1].std(ddof=1) / 3**0.5
+    assert f"| {means_of(returns[2, 1], 1)} ± {error:.3f} |" in text
+    medians = np.median(returns[2, 1], axis=0)
+    assert " : ".join(f"{median:z.3f}" for median in medians) in text
+    shares = [100 * (results["corner"][2, 1] == k).mean() for k in range(4)]
+    assert " ".join(f"{share:.0f}" for share in shares) in text
 
 
-@slow
+def means_of(returns, player):
+    return f"{returns[:, player].mean():z.3f}"
+
+
 def test_what_is_drawn_of_a_tournament(short_tournament):
     """Bars go from corner to corner and from row to row."""
-    _, results = short_tournament
-    left, right, _ = draw_by(plots.draw_tournament, {"": results})
+    _, results, folder = short_tournament
+    upper, lower = draw_by(tournament.draw_tournament, results)
     means = results["returns"].mean(axis=2)[..., 0]
-    np.testing.assert_allclose(left.images[0].get_array(), means)
-    best = means > means.max(axis=0) - 1e-3
-    framed = zip(left.lines[0].get_ydata(), left.lines[0].get_xdata())
-    assert set(framed) == set(zip(*np.nonzero(best)))
-    texts = {}
-    for text in left.texts:
-        if "±" not in text.get_text():
-            texts[text.get_position()] = text.get_text().strip()
-    assert texts[2, 3] == f"{means[3, 2]:z.2f}"
-    assert len(right.patches) == 5 * 16
-    for corner, row, column in ((0, 1, 2), (3, 0, 1), (4, 3, 2)):
+    check_matrix(upper, means)
+    assert len(lower.patches) == 5 * 9
+    for corner, row, column in ((0, 1, 2), (3, 0, 1), (4, 2, 2)):
         shares = [(results["corner"][row, column] == k).mean() for k in range(5)]
-        bar = right.patches[16 * corner + 4 * row + column]
+        bar = lower.patches[9 * corner + 3 * row + column]
         begin = column - 0.45 + 0.9 * sum(shares[:corner])
         np.testing.assert_allclose(bar.get_x(), begin, atol=1e-9)
         np.testing.assert_allclose(bar.get_width(), 0.9 * shares[corner], atol=1e-9)
         np.testing.assert_allclose(bar.get_y() + bar.get_height() / 2, row)
 
+    (panel,) = draw_by(tournament.draw_learners, results)
+    check_matrix(panel, means[:2, :2])  # without tit-for-tat
+    for name in ("", "_learners"):
+        path = folder / f"figures/own/tournament_bach_or_stravinsky{name}.png"
+        assert imread(path).shape[1] > 600
+
+
+def check_matrix(axis, means):
+    """The means are shown as colors and as text, and the best of a column framed."""
+    np.testing.assert_allclose(axis.images[0].get_array(), means)
+    best = means > means.max(axis=0) - 1e-3
+    framed = [tuple(patch.get_center()[::-1]) for patch in axis.patches]
+    np.testing.assert_allclose(sorted(framed), np.argwhere(best))
+    texts = {}
+    for text in axis.texts:
+        if "±" not in text.get_text():
+            column, row = np.round(text.get_position()).astype(int)
+            texts[row, column] = text.get_text()
+    assert texts[1, 0] == f"{means[1, 0]:z.2f}"
+
+
+def test_a_rule_of_ones_own_plays_beside_all_others(short_tournament, tmp_path):
+    """A rule by another name has the same row and column; the rest is kept."""
+    _, before, folder = short_tournament
+    out = tmp_path / "copy"
+    shutil.copytree(folder, out)
+    with mock.patch.object(tournament, "play_pair", wraps=tournament.play_pair) as held:
+        results = play_few("bach_or_stravinsky", out, {"mine": drift})
+    assert held.call_count == 7  # of 16
+    assert list(results["names"]) == ["drift", "shrink", "tit-for-tat", "mine"]
+    returns = results["returns"]
+    np.testing.assert_array_equal(returns[:3, :3], before["returns"])
+    np.testing.assert_allclose(returns[3, :3], before["returns"][0], rtol=1e-5)
+    np.testing.assert_allclose(returns[:3, 3], before["returns"][:, 0], rtol=1e-5)
+    with pytest.raises(ValueError, match="there is a contestant drift"):
+        play_few("bach_or_stravinsky", out, {"drift": drift})
+
+
+def test_a_contestant_has_models_starts_and_a_game_of_its_own(tmp_path):
+    """Two models move by 1 and 2 from starts of their own, on another game."""
+    game = games.iterated_game("mine", own=(3, 0, 5, 1), lr=1.0)
+    starts = np.float32([[[0] * 5] * 2, [[1] * 5] * 2])
+
+    def step(x, model, gammas, key):
+        return x + model
+
+    walker = tournament.Contestant(step, np.float32([1, 2]), starts, gamma=0.5)
+    results = play_few(game, tmp_path, {"walker": walker})
+    i = list(results["names"]).index("walker")
+    assert results["trained"][i, i].tolist() == [0, 0, 1]  # models in pairs
+    for t in range(3):
+        ends = []
+        for seat, key in enumerate(("trained", "trained_2")):
+            model = results[key][i, i, t]
+            ends.append(starts[model, seat] + 2 * (1 + model))
+        expected = game.f(jnp.array(ends))
+        np.testing.assert_allclose(results["returns"][i, i, t], expected, rtol=1e-5)
+
 
 WRONG_WORDS = [
-    ("--game imp", "--game, --protocol: take --table tournament"),
-    ("--protocol authors --table", "--game, --protocol: take --table tournament"),
-    ("--game imp --figure fig1", "--game, --protocol: take --table tournament"),
+    ("--game logistic", "--game takes an iterated game, not logistic"),
+    ("--game chess", "chess"),
     (
-        "--table tournament --game stag_hunt --protocol authors",
-        "--protocol: takes --game ipd, imp, chicken beside authors, not stag_hunt",
+        "--game stag_hunt --protocol authors",
+        "--protocol authors takes --game ipd, imp, chicken, not stag_hunt",
     ),
+    ("--paper --game stag_hunt", "tournament_stag_hunt.npz is not the results of a"),
 ]
 
 
 @pytest.mark.parametrize("words, said", WRONG_WORDS)
 def test_a_tournament_that_cannot_be_held_gets_one_line(words, said, tmp_path, capsys):
-    status, _, err = plot(["--out", str(tmp_path), *words.split()], capsys)
-    assert status == 2
+    with pytest.raises(SystemExit) as end:
+        tournament.main(["--out", str(tmp_path), *words.split()])
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
     assert said in err
+
+
+@slow
+@pytest.mark.parametrize("algorithm", ["pola", "lola"])
+def test_each_setting_of_the_search_takes_its_own_steps(algorithm):
+    """Of two factors of the contribution game, each with an alpha, and a beta or lr."""
+    settings = np.float32([[1.33, 5, 0.1], [1.1, 0.5, 3]])
+    found = tournament.search_with(algorithm, "tables", settings, 2, 9)
+    assert found.shape == (2, 9, 2)
+    keys = jax.random.split(jax.random.key(0), 9)
+    for k, (factor, alpha, other) in enumerate(settings.tolist()):
+        own = f"{factor - 1},{factor / 2 - 1},{factor / 2},0"
+        game = games.find_game(f"contribution+payoffs={own}")
+
+        def step(x):
+            if algorithm == "lola":
+                gradient = lola.lola_gradient(game.f, x, 25 * alpha)
+                return x + 25 * other * gradient
+            distance = partial(pola.divergence, game)
+            return pola.pola_step(game.f, x, 25 * alpha, other / 25, distance)
+
+        steps = jax.jit(jax.vmap(step))
+        xs = jax.vmap(GAMES["contribution"].init)(keys)
+        for t in range(2):
+            xs = steps(xs)
+            expected = jax.vmap(partial(tournament.plays_tit_for_tat, game))(xs)
+            np.testing.assert_array_equal(found[k, :, t], expected)
+
+
+def test_the_search_counts_the_better_setting_and_writes_it(tmp_path, capsys):
+    """Of two factors with two settings each, and three pairs, of which some find it."""
+    found = np.zeros((4, 3, 5), bool)
+    found[1, :2, 1] = True  # the second setting of the first factor
+    found[2, 0] = True
+    settings = {("pola", "networks"): (5, [[(1, 1), (2, 2)]] * 2)}
+    with mock.patch.multiple(
+        tournament,
+        SEARCHES=settings,
+        FACTORS=(1.5, 1.7),
+        search_with=mock.Mock(return_value=found),
+    ):
+        results = tournament.search_for_tit_for_tat(3)
+    np.testing.assert_allclose(results["found"], [[[2 / 3, 0], [1 / 3, 1 / 3]]])
+    assert list(results["names"]) == ["POLA, networks"]
+    with mock.patch.object(tournament, "search_for_tit_for_tat", return_value=results):
+        tournament.main(["--search", "--out", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "| POLA, networks | 0.67 (0.00) | 0.33 (0.33) |" in out
+    runs, missing = plots.find(["tit-for-tat_contribution"], [tmp_path / "results"])
+    assert not missing
+    assert tournament.table_of_searches(*runs.values()) in out
+
+
+def test_when_players_have_found_tit_for_tat():
+    """Both cooperate with less than .65 after D, and get more than .8 of CC's .33."""
+    tit_for_tat = jax.jit(tournament.plays_tit_for_tat, static_argnums=0)
+    game = GAMES["contribution"]
+    one_more = games.find_game("contribution+payoffs=1.33,0.665,1.665,1.0")
+    strict = np.array([9.0, -9, -9, 9, 9])
+    chances = itertools.product(
+        (1e-3, 0.999), (0.1, 0.64, 0.66), (0.1, 0.64, 0.66), (0.1, 0.9), (0.5, 0.999)
+    )
+    for p in chances:
+        z = np.log(p) - np.log1p(-np.array(p))
+        for other in (z, strict):
+            x = np.stack([z, other])
+            worth = np.mean(plain_returns(x, contribution(1.33)))
+            expected = max(p[1:3]) < 0.65 and worth > 0.8 * 0.33
+            assert tit_for_tat(game, x) == expected
+            assert tit_for_tat(one_more, x[::-1]) == expected
+    assert not tit_for_tat(one_more, jnp.full((2, 5), 9.0))  # all-C
 
 
 # --- README.md, and the shape of the repository ---------------------------------------
@@ -5779,12 +5958,22 @@ def test_a_tournament_that_cannot_be_held_gets_one_line(words, said, tmp_path, c
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
+# In place of a tournament of half an hour: beside four fixed policies.
+SHORT_TOURNAMENT = """
+import tournament
+tournament.TRIALS = 3
+tournament.contestants = lambda game, protocol, runs: tournament.fixed(game)
+"""
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_readmes_examples_run_as_they_stand_there(block, tmp_path):
     """In a folder with the scripts and the runs of results/paper alone."""
     for name in ("games", "plots", "tournament", *SCRIPTS):
         shutil.copy(ROOT / f"{name}.py", tmp_path)
     shutil.copytree(ROOT / "results/paper", tmp_path / "results")
+    if "tournament.play" in block:
+        block = SHORT_TOURNAMENT + block
     done = subprocess.run(
         [sys.executable, "-c", block],
         cwd=tmp_path,
@@ -5824,7 +6013,9 @@ def test_every_link_and_picture_of_a_page_leads_somewhere(page):
 
 def test_every_picture_in_git_is_shown_on_a_page():
     text = "".join(page.read_text("utf-8") for page in PAGES)
-    kept = re.findall(r"^!figures/(.*)$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
+    kept = re.findall(
+        r"^!figures/(.*)$", (ROOT / ".gitignore").read_text(), re.MULTILINE
+    )
     assert kept
     for name in kept:
         assert f"figures/{name})" in text, name
