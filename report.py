@@ -299,7 +299,7 @@ def highest(gammas, shares) -> str:
         return "there is no such gamma"
     i = shares.mean(axis=1).argmax()
     return (
-        f"at best a share of {spread(shares[i])}, at gamma = {gammas[i]:g}; by model "
+        f"{spread(shares[i])} at best, at gamma = {gammas[i]:g}; by model "
         f"{shares[i].min():.2f} to {shares[i].max():.2f}"
     )
 
@@ -427,8 +427,8 @@ def lola_helps_little(lola: Results) -> list[Claim]:
             "LOLA grows the basin of B",
             "a larger share in B's quadrant than at alpha = 0, at every alpha",
             shares > naive,
-            f"{naive:.3f} at alpha = 0, {shares.min():.3f} to {shares.max():.3f} "
-            "beyond it",
+            f"a share of {naive:.3f} at alpha = 0, of {shares.min():.3f} to "
+            f"{shares.max():.3f} beyond",
             numbers,
         ),
         Claim(
@@ -436,7 +436,7 @@ def lola_helps_little(lola: Results) -> list[Claim]:
             "LOLA grows the basin of B only slightly",
             "the share changes by less than .1, at every alpha",
             np.abs(shares - naive) < 0.1,
-            f"at most by {change:.3f}, at alpha = {best_alpha:g}",
+            f"it grows by {change:.3f} at most, at alpha = {best_alpha:g}",
             numbers,
         ),
         Claim(
@@ -445,7 +445,8 @@ def lola_helps_little(lola: Results) -> list[Claim]:
             "of all alphas but 0, the best one is better than the smallest by less "
             "than .05",
             gain < 0.05,
-            f"by {gain:.3f}, at alpha = {best_alpha:g}",
+            f"the share is larger by {gain:.3f} at alpha = {best_alpha:g} than at "
+            f"{alphas[0]:g}",
             numbers,
         ),
     ]
@@ -501,7 +502,7 @@ def hola_of_order_three(hola: Results, third: Results) -> list[Claim]:
         "HOLA(3) is significantly worse than HOLA(2)",
         "its share in B's quadrant is smaller by more than .01, at every alpha",
         less > 0.01,
-        f"smaller by {less.min():.3f} to {less.max():.3f}",
+        f"its share is smaller by {less.min():.3f} to {less.max():.3f}",
         f"{series(alphas, of_three)}; HOLA(2) {series(alphas, of_two)}",
     )
     return [claim]
@@ -550,8 +551,8 @@ def meva_comes_to_b(meva: Results) -> list[Claim]:
             "all of the grid ends in B's quadrant, as Fig. 2b counts, in every model "
             "at every gamma",
             shares[above] == 1,
-            f"so in {(shares[above] == 1).sum()} of {shares[above].size} cases; "
-            f"the smallest share is {shares[above].min():.4f}",
+            f"in {(shares[above] == 1).sum()} of {shares[above].size} (models times "
+            f"gammas); the smallest share is {shares[above].min():.4f}",
             series(gammas[above], shares[above]),
         ),
         Claim(
@@ -593,7 +594,7 @@ def worth_a_sacrifice(meva: Results) -> list[Claim]:
         "the players' mean return falls at the first step and ends higher, for gamma "
         "> .9 from each grid point within 2 of A, on the side towards B; first model",
         (change < 0) & (gain > 0),
-        f"it falls at {(change < 0).mean():.0%} of these steps; 200 steps gain "
+        f"it falls at {(change < 0).mean():.0%} of the first steps; 200 steps gain "
         f"{gain.mean():.2f}",
         f"the first step changes it by {change.mean():.4f} on average",
     )
@@ -757,7 +758,7 @@ def meva_is_not_exploited(meva: Results) -> list[Claim]:
             "it cooperates in more than nine rounds of ten wherever self-play returns "
             "more than -1.2",
             rates.mean(axis=1) > 0.9,
-            highest(gammas, rates),
+            f"rounds in which it does: {highest(gammas, rates)}",
             series(gammas, rates),
         )
         claims.append(claim)
@@ -768,7 +769,7 @@ def meva_is_not_exploited(meva: Results) -> list[Claim]:
         "wherever self-play returns more than -1.2, a best response leaves the agent "
         "more than -1.5 in 95 of 100 policy pairs, in every model",
         kept > 0.95,
-        highest(gammas, kept),
+        f"pairs with more than -1.5: {highest(gammas, kept)}",
         series(gammas, kept),
     )
     return [*claims, claim]
@@ -804,8 +805,8 @@ def meva_shapes_naive_learners(meva: Results) -> list[Claim]:
             "naive opponents are shaped as gamma_1 goes to 1",
             f"the agent's mean return beside a naive learner {RISES}",
             rises(agent),
-            f"it is best at {gammas[peak]:g}, {spread(agent[peak])}, and falls to "
-            f"{spread(agent[-1])}",
+            f"the agent gets most at {gammas[peak]:g}, {spread(agent[peak])}, and "
+            f"{spread(agent[-1])} at {gammas[-1]:g}",
             series(gammas, agent),
         ),
     ]
@@ -869,7 +870,10 @@ def looking_farther(lola: Results, meva: Results) -> list[Claim]:
     numbers = f"LOLA: {best_and_last(lola)}. MeVa: {best_and_last(meva)}"
     kept_meva = (meva["best_response"][at(meva, 0.99)][..., 0] > -1.5).mean()
     kept_lola = (lola["best_response"][at(lola, 10)][..., 0] > -1.5).mean()
-    peaks = f"LOLA {three(peak_lola)}; MeVa {three(peak_meva)}"
+    peaks = (
+        "self-play, best response, naive learner: "
+        f"LOLA {three(peak_lola)}; MeVa {three(peak_meva)}"
+    )
     return [
         Claim(
             "5.2",
@@ -886,7 +890,7 @@ def looking_farther(lola: Results, meva: Results) -> list[Claim]:
             "at the largest alpha the agent gets less than at the best one, by more "
             "than .05, in each of the plays",
             fall_lola > 0.05,
-            f"less by {three(fall_lola)}",
+            f"less by {three(fall_lola)} (self-play, best response, naive learner)",
             numbers,
         ),
         Claim(
@@ -904,7 +908,8 @@ def looking_farther(lola: Results, meva: Results) -> list[Claim]:
             "from the best to the largest setting the agent loses no more than with "
             "LOLA, in each of the plays",
             fall_meva <= fall_lola,
-            f"MeVa loses {three(fall_meva)}; LOLA {three(fall_lola)}",
+            f"in self-play, against best responses, beside naive learners MeVa loses "
+            f"{three(fall_meva)}; LOLA {three(fall_lola)}",
             numbers,
         ),
         Claim(
@@ -913,7 +918,8 @@ def looking_farther(lola: Results, meva: Results) -> list[Claim]:
             "a best response leaves MeVa's agents more than -1.5 in no smaller share "
             "of policy pairs than LOLA's",
             kept_meva >= kept_lola,
-            f"MeVa {kept_meva:.3f} at gamma = .99, LOLA {kept_lola:.3f} at alpha = 10",
+            f"pairs with more than -1.5: MeVa {kept_meva:.3f} at gamma = .99, LOLA "
+            f"{kept_lola:.3f} at alpha = 10",
         ),
     ]
 
@@ -1559,7 +1565,7 @@ def fill_page(text: str, folder: Path) -> str:
     def fill(mark):
         name = mark[1]
         made = make_table(name, [folder])
-        return f"<!-- table {name} -->\n\n{made}\n\n<!-- end -->"
+        return f"<!-- table {name} -->\n{made}\n<!-- end -->"
 
     return re.sub(r"<!-- table (\S+) -->.*?<!-- end -->", fill, text, flags=re.DOTALL)
 

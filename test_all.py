@@ -5169,7 +5169,7 @@ def test_pages_are_filled_and_then_current(small_pages, tmp_path, capsys):
     for page, name in (("README.md", "tit-for-tat"), ("details.md", "consistency")):
         made = report.make_table(name, [small_pages])
         text = (small_pages / page).read_text("utf-8")
-        assert text.startswith(f"before\n<!-- table {name} -->\n\n{made}\n\n<!-- end")
+        assert text.startswith(f"before\n<!-- table {name} -->\n{made}\n<!-- end -->")
         assert text.endswith("after\n")
     assert write_report([*words, "--check"], capsys)[0] == 0
 
