@@ -170,7 +170,7 @@ def load(path: Path) -> Results:
             sizes["T"] = int(config["eval_steps"]) + 1
         for name, array in results.items():
             check_shape(name, array, sizes)
-    except Exception as error:  # a damaged file can raise nearly all there are
+    except Exception as error:  # noqa: BLE001 (a damaged file can raise nearly all)
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise Broken(f"{path} is not the results of a run ({reason})") from None
     results.update(config=config, path=path)

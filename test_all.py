@@ -102,33 +102,33 @@ UNSWEPT = ("naive", "maml", "mfos")
 SAMPLERS = ("naive", "lola", "meva")  # that learn from estimates of f, too
 VARIANTS = ("exact", "taylor", "taylor-stop", "lookahead")
 TINY = {  # for each script, with the settings of TINY_EVAL
-    "naive": dict(),
-    "lola": dict(alphas=(0.0, 0.5)),
-    "hola": dict(alphas=(0.0, 0.5), order=1),
-    "sos": dict(alphas=(0.0, 0.5)),
-    "pola": dict(alphas=(0.0, 0.5), climb_steps=9),
-    "cola": dict(
-        outer_steps=20,
-        batch_size=4,
-        hidden=8,
-        blocks=1,
-        alpha_max=10.0,
-        eval_alphas=(0.0, 0.5),
-    ),
-    "maml": dict(outer_steps=20, batch_size=4, rollout_length=3),
-    "mfos": dict(outer_steps=20, batch_size=4, rollout_length=3, hidden=8),
-    "meva": dict(
-        outer_steps=20,
-        batch_size=4,
-        rollout_length=6,
-        stride=3,
-        hidden=8,
-        blocks=1,
-        quantiles=3,
-        eval_gammas=(0.0, 0.9),
-    ),
+    "naive": {},
+    "lola": {"alphas": (0.0, 0.5)},
+    "hola": {"alphas": (0.0, 0.5), "order": 1},
+    "sos": {"alphas": (0.0, 0.5)},
+    "pola": {"alphas": (0.0, 0.5), "climb_steps": 9},
+    "cola": {
+        "outer_steps": 20,
+        "batch_size": 4,
+        "hidden": 8,
+        "blocks": 1,
+        "alpha_max": 10.0,
+        "eval_alphas": (0.0, 0.5),
+    },
+    "maml": {"outer_steps": 20, "batch_size": 4, "rollout_length": 3},
+    "mfos": {"outer_steps": 20, "batch_size": 4, "rollout_length": 3, "hidden": 8},
+    "meva": {
+        "outer_steps": 20,
+        "batch_size": 4,
+        "rollout_length": 6,
+        "stride": 3,
+        "hidden": 8,
+        "blocks": 1,
+        "quantiles": 3,
+        "eval_gammas": (0.0, 0.9),
+    },
 }
-TINY_EVAL = dict(num_seeds=2, eval_pairs=3, eval_steps=4)
+TINY_EVAL = {"num_seeds": 2, "eval_pairs": 3, "eval_steps": 4}
 
 
 def tiny(game="ipd", script="meva", **changes):
@@ -383,7 +383,13 @@ def test_a_variant_has_the_rules_that_its_name_says():
     assert games.find_game(UNEVEN) is UNEVEN
     name = "ipd+memory=2+episodes=64+length=50+discount=5e-1+skewed"
     game = games.find_game(name)
-    changes = dict(memory=2, episodes=64, length=50, discount=0.5, policy="skewed")
+    changes = {
+        "memory": 2,
+        "episodes": 64,
+        "length": 50,
+        "discount": 0.5,
+        "policy": "skewed",
+    }
     assert game.rules._asdict() == ipd.rules._asdict() | changes
     assert (game.name, game.n, game.lr) == (name, 21, 8)
     assert game.alphas == ipd.alphas
@@ -1098,7 +1104,7 @@ def test_evaluation_in_an_iterated_game_against_a_loop():
     show = lambda x: x - 2 * x[:, :1] * np.array([0, 1, 1, 1, 1])
     f = lambda x: table_returns(show(x), payoffs)
     step = lambda x: 0.5 * x + 0.25
-    settings = dict(lr=2.0, steps=STEPS, pairs=2)
+    settings = {"lr": 2.0, "steps": STEPS, "pairs": 2}
     results = jax.jit(lambda: games.evaluate_game(key, game, step, **settings))()
 
     def naive(x):
@@ -1137,7 +1143,7 @@ def check_exact_response(results, pair, agent, tables, payoffs):
 
 
 def shapes_of_evaluation(game, **settings):
-    settings = dict(lr=LR, steps=STEPS, pairs=PAIRS) | settings
+    settings = {"lr": LR, "steps": STEPS, "pairs": PAIRS} | settings
     evaluate = partial(games.evaluate_game, jax.random.key(0), game, lambda x: x)
     results = jax.eval_shape(lambda: evaluate(**settings))
     return {name: array.shape for name, array in results.items()}
@@ -1183,9 +1189,9 @@ def quick_returns(x):
 
 QUICK_IMP = GAMES["imp"]._replace(f=quick_returns)
 OTHER_SETTINGS = {  # than the defaults, where a rule has settings
-    "lola": dict(variant="taylor", lookahead=2, alphas=(0.0, 20.0)),
-    "hola": dict(order=1, alphas=(0.0, 20.0)),
-    "pola": dict(climb_steps=5, climb_tolerance=0.1),
+    "lola": {"variant": "taylor", "lookahead": 2, "alphas": (0.0, 20.0)},
+    "hola": {"order": 1, "alphas": (0.0, 20.0)},
+    "pola": {"climb_steps": 5, "climb_tolerance": 0.1},
 }
 
 
@@ -1242,7 +1248,12 @@ def spied_evaluation(script, game, config, params, x, monkeypatch):
     ((asked_key, asked_game, settings),) = asked
     assert asked_key is key  # the same pairs of policies for all strengths
     assert asked_game == game
-    defaults = dict(opponent_step=None, agents=(0, 1), draws=False, agent_start=None)
+    defaults = {
+        "opponent_step": None,
+        "agents": (0, 1),
+        "draws": False,
+        "agent_start": None,
+    }
     return found, defaults | settings
 
 
@@ -1260,8 +1271,8 @@ def test_each_script_evaluates_the_step_of_its_public_function(script, monkeypat
         start = params[0].policy
     found, asked = spied_evaluation(script, QUICK_IMP, config, params, x, monkeypatch)
     np.testing.assert_array_equal(asked.pop("agent_start"), start)
-    expected = dict(lr=config.lr, steps=4, pairs=3)
-    assert asked == expected | dict(opponent_step=None, agents=(0, 1), draws=False)
+    expected = {"lr": config.lr, "steps": 4, "pairs": 3}
+    assert asked == expected | {"opponent_step": None, "agents": (0, 1), "draws": False}
 
     model = params[0] if params else None
     direction = jax.jit(lambda s: direction_of(script, x, s, model, config))
@@ -1286,7 +1297,7 @@ def test_learners_estimate_returns_by_keys_of_their_own(script, monkeypatch):
 
     game = QUICK_IMP._replace(sample=sample)
     x = random_policies(game, 1)[0]
-    settings = dict(alphas=(20.0,), variant="taylor", lookahead=2)
+    settings = {"alphas": (20.0,), "variant": "taylor", "lookahead": 2}
     if script == "naive":
         settings = {}
     config = SCRIPTS[script].make_config(game, **settings)
@@ -1832,7 +1843,13 @@ def make_model(game="ipd", script="meva", **changes):
 
 
 make_cola = partial(make_model, script="cola")
-SMALL_COLA = dict(hidden=4, blocks=0, batch_size=2, outer_steps=4, share_params=False)
+SMALL_COLA = {
+    "hidden": 4,
+    "blocks": 0,
+    "batch_size": 2,
+    "outer_steps": 4,
+    "share_params": False,
+}
 
 
 @pytest.mark.parametrize(
@@ -1905,7 +1922,7 @@ def test_colas_training_against_a_loop(monkeypatch):
     """In two chunks and in one: all batches differ, Adam goes on, its rate decays."""
     monkeypatch.setattr(cola, "consistency_loss", simple_loss)
     key = jax.random.key(3)
-    changes = dict(semi_gradient=True, alpha_max=2.0)
+    changes = {"semi_gradient": True, "alpha_max": 2.0}
     config = cola.make_config(CUBIC, **SMALL_COLA | changes)
     b, expected = biases_by_loop(key, config)
     chunk = jax.jit(lambda state: cola.train_chunk(key, state, CUBIC, config, 2))
@@ -1994,7 +2011,7 @@ def test_cola_is_judged_on_policies_that_neither_training_nor_evaluation_draws()
 @slow
 def test_cola_on_four_devices_is_cola_on_one(tmp_path):
     """Each has a share of the batch, and there is one mean of all their gradients."""
-    settings = dict(alpha_max=0.5, outer_steps=5)
+    settings = {"alpha_max": 0.5, "outer_steps": 5}
     words = ["--game", "tandem", *flags(**TINY["cola"] | TINY_EVAL | settings)]
     process = start(tmp_path, *words, script="cola", JAX_NUM_CPU_DEVICES="4")
     out, err = process.communicate(timeout=300)
@@ -2063,7 +2080,7 @@ def test_network_is_the_one_of_appendix_d(script, layer_norm, last):
     """For both players by one model, and by a model for each. Alpha is 4 of 10."""
     game = GAMES["ipd"]
     x = random_policies(game, 1)[0]
-    settings = dict(layer_norm=layer_norm, last_activation=last)
+    settings = {"layer_norm": layer_norm, "last_activation": last}
     pair, config = make_model(script=script, blocks=2, share_params=False, **settings)
     pair = jax.tree.map(  # biases and gates that are not 0
         lambda leaf: np.asarray(leaf) + np.linspace(-0.5, 0.5, leaf.shape[-1]), pair
@@ -2206,7 +2223,7 @@ def plain_step(config, x, rows, keys=None):
 )
 def test_a_step_beside_an_opponent(opponent, variant):
     """By exact returns and by estimates, of which LOLA has two. Player 1 follows x."""
-    settings = dict(opponent=opponent, variant=variant, alpha=0.7)
+    settings = {"opponent": opponent, "variant": variant, "alpha": 0.7}
     config = tiny(LUCKY_DUEL, lr=0.3, **settings)
     step = meva.training_step(lambda x, key: x, LUCKY_DUEL, config)
     x = random_policies(DUEL, 1)
@@ -2436,37 +2453,37 @@ def plain_monitor(key, params, game, config):
     return returns.mean()
 
 
-SMALL_LOOP = dict(
-    batch_size=2,
-    rollout_length=4,
-    stride=2,
-    outer_steps=7,
-    hidden=4,
-    blocks=0,
-    quantiles=2,
-    layer_norm=False,
-    lr=0.1,
-    model_lr=0.01,
-    weight_decay=0.1,
-    target_inertia=0.0,
-    flip_prob=0.25,
-    share_params=False,  # beside an opponent there is one model all the same
-)
+SMALL_LOOP = {
+    "batch_size": 2,
+    "rollout_length": 4,
+    "stride": 2,
+    "outer_steps": 7,
+    "hidden": 4,
+    "blocks": 0,
+    "quantiles": 2,
+    "layer_norm": False,
+    "lr": 0.1,
+    "model_lr": 0.01,
+    "weight_decay": 0.1,
+    "target_inertia": 0.0,
+    "flip_prob": 0.25,
+    "share_params": False,  # beside an opponent there is one model all the same
+}
 LOOPS = {  # game and settings: in the three most techniques are on and off
-    "V-explore": (DUEL, dict(form="V", target_inertia=0.9, bootstrap=0.6)),
+    "V-explore": (DUEL, {"form": "V", "target_inertia": 0.9, "bootstrap": 0.6}),
     "U-both-sides": (
         DUEL._replace(symmetric=True),
-        dict(
-            form="U",
-            explore=False,
-            semi_gradient=False,
-            fixed_gamma=0.4,
-            share_params=True,
-        ),
+        {
+            "form": "U",
+            "explore": False,
+            "semi_gradient": False,
+            "fixed_gamma": 0.4,
+            "share_params": True,
+        },
     ),
     "U-beside-lola": (
         LUCKY_DUEL._replace(symmetric=True),
-        dict(form="U", opponent="lola", alpha=0.7, normalized_step=True),
+        {"form": "U", "opponent": "lola", "alpha": 0.7, "normalized_step": True},
     ),
 }
 
@@ -2561,7 +2578,7 @@ def test_by_which_rules_a_model_is_evaluated(opponent, symmetric, monkeypatch):
     """Beside others their gamma is 0. In a symmetric game the model plays itself."""
     monkeypatch.setattr(meva, "evaluate_game", rules_handed_over)
     game = PLANAR_DUEL._replace(symmetric=symmetric)
-    settings = dict(alpha=0.7, lr=0.3, hidden=4, blocks=0)
+    settings = {"alpha": 0.7, "lr": 0.3, "hidden": 4, "blocks": 0}
     config = tiny(game, opponent=opponent, **settings)
     key = jax.random.key(2)
     params = meva.model_init(key, game, config)
@@ -2665,7 +2682,12 @@ def test_maml_ascends_mean_returns_by_adam_in_chunks_of_any_length():
     `meta_return` and its gradient are compared at each step.
     """
     seeds = np.array([3, 4], np.uint32)
-    settings = dict(outer_steps=3, batch_size=2, rollout_length=2, model_lr=0.05)
+    settings = {
+        "outer_steps": 3,
+        "batch_size": 2,
+        "rollout_length": 2,
+        "model_lr": 0.05,
+    }
     config = maml.make_config(LOPSIDED, lr=0.2, **settings)
     same = partial(np.testing.assert_allclose, rtol=1e-6)
     with jax.enable_x64(True), mock.patch.object(maml, "CHUNK", 2):
@@ -2684,7 +2706,7 @@ def test_maml_ascends_mean_returns_by_adam_in_chunks_of_any_length():
 
 
 def test_maml_says_between_which_steps_it_diverged():
-    settings = dict(outer_steps=4, batch_size=1, rollout_length=1)
+    settings = {"outer_steps": 4, "batch_size": 1, "rollout_length": 1}
     config = maml.make_config(LOPSIDED, model_lr=1e30, **settings)
     said = "^training diverged between steps 1 and 2$"  # the first step is finite
     with mock.patch.object(maml, "CHUNK", 1), pytest.raises(SystemExit, match=said):
@@ -2736,7 +2758,13 @@ def test_curves_of_maml_have_a_line_for_each_agent_of_each_seed():
 
 # --- mfos.py: episodes, PPO's loss, and training against plain loops in numpy ---
 
-SMALL = dict(batch_size=2, rollout_length=3, hidden=2, eval_pairs=3, eval_steps=4)
+SMALL = {
+    "batch_size": 2,
+    "rollout_length": 3,
+    "hidden": 2,
+    "eval_pairs": 3,
+    "eval_steps": 4,
+}
 
 
 def two_layers(weights, state):
@@ -2829,7 +2857,7 @@ def test_mfos_has_an_agent_for_each_player_and_draws_it_as_pytorch_does():
 )
 def test_meta_episodes_against_a_loop(opponent, player):
     with jax.enable_x64(True):
-        settings = SMALL | dict(opponent=opponent, lr=0.3, alpha=0.2)
+        settings = SMALL | {"opponent": opponent, "lr": 0.3, "alpha": 0.2}
         config = mfos.make_config(LOPSIDED, **settings)
         agents = two_agents(config)
         keys = jax.random.split(jax.random.key(2), 2)
@@ -2883,7 +2911,7 @@ def ppo_gradient_by_loop(agent, batch, config):
 def test_ppos_loss_and_gradient_against_a_loop():
     """Ratios below, in and above the clipped range; advantages of both signs."""
     random = np.random.default_rng(0)
-    settings = dict(clip=0.15, value_weight=0.7, entropy_weight=0.3, hidden=2)
+    settings = {"clip": 0.15, "value_weight": 0.7, "entropy_weight": 0.3, "hidden": 2}
     with jax.enable_x64(True):
         config = mfos.make_config(LOPSIDED, **settings)
         agent, _ = two_agents(config)
@@ -2944,7 +2972,7 @@ def outer_loop_by_hand(keys, agents, adams, config):
 
 def test_training_by_ppo_against_plain_loops():
     """Three outer loops, each with keys of its own; Adam's state goes on between them."""
-    settings = dict(opponent="self", epochs=2, gamma=0.7, model_lr=0.1)
+    settings = {"opponent": "self", "epochs": 2, "gamma": 0.7, "model_lr": 0.1}
     key = jax.random.key(5)
     same = partial(chex.assert_trees_all_close, rtol=1e-6, atol=1e-9)
     with jax.enable_x64(True):
@@ -2968,7 +2996,7 @@ def test_how_mfos_is_evaluated(monkeypatch):
     x = np.array([[0.2, -0.5], [1.0, 0.7]])
 
     def spy(key, game, step, *, opponent_step, **settings):
-        assert settings == dict(lr=0.3, steps=4, pairs=3, draws=True)
+        assert settings == {"lr": 0.3, "steps": 4, "pairs": 3, "draws": True}
         return {"step": step(x, key), "opponent_step": opponent_step(x)}
 
     monkeypatch.setattr(mfos, "evaluate_game", spy)
@@ -3012,7 +3040,7 @@ def test_curves_of_mfos_are_drawn_in_words_and_for_all_their_outliers():
 @slow
 def test_mfos_on_two_devices_is_mfos_on_one(tmp_path):
     """Each has a share of the episodes, and there is one mean of their gradients."""
-    settings = TINY["mfos"] | TINY_EVAL | dict(outer_steps=3, opponent="self")
+    settings = TINY["mfos"] | TINY_EVAL | {"outer_steps": 3, "opponent": "self"}
     words = ["--game", "ultimatum", *flags(**settings)]
     process = start(tmp_path, *words, script="mfos", JAX_NUM_CPU_DEVICES="2")
     out, err = process.communicate(timeout=300)
@@ -3293,7 +3321,7 @@ CURVES = {
 
 @each_run
 def test_a_run_writes_these_files_and_arrays(script, game, once):
-    """And README.md explains all of them."""
+    """And the page of details explains all of them."""
     folder, arrays, out = once(script, game)
     name, planar = f"{script}_{game}", GAMES[game].planar
     expected_files = [f"figures/{name}.png", f"results/{name}.npz"]
@@ -3315,9 +3343,9 @@ def test_a_run_writes_these_files_and_arrays(script, game, once):
     assert of_player_2 <= expected.keys()
     assert ("grid" in arrays) == planar
     assert ("values" in arrays) == (planar and script == "meva")
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "results/paper/details.md").read_text("utf-8")
     for array in arrays:
-        assert f"`{array.split('/')[0].removesuffix('_2')}" in readme
+        assert f"`{array.split('/')[0].removesuffix('_2')}" in page
 
 
 @each_run
@@ -3755,89 +3783,99 @@ def test_models_see_the_chances_to_cooperate_and_gamma_or_alpha(script, name, nu
 
 FIG_3B = (0, 1, 2, 5, 10, 20, 30, 50, 70, 100)
 PAPER = {  # the settings of Sec. 5, Apps. B to E, or of the authors' code if README says so
-    ("naive", "logistic"): dict(lr=1, eval_steps=200),
-    ("naive", "ipd"): dict(lr=2, eval_pairs=256, eval_steps=500),
-    ("lola", "logistic"): dict(lr=1, alphas=(0, 1, 2, 5, 10, 20), variant="exact"),
-    ("lola", "ipd"): dict(lr=2, alphas=FIG_3B, variant="exact", eval_pairs=256),
-    ("hola", "logistic"): dict(lr=1, order=2),
-    ("hola", "ipd"): dict(lr=2, order=2, alphas=FIG_3B),
-    ("sos", "ipd"): dict(lr=2, variant="sos", alphas=FIG_3B, eval_pairs=256),
-    ("pola", "ipd"): dict(
-        alphas=FIG_3B, beta=0.004, lr=20, eval_pairs=64, eval_steps=20
-    ),
-    ("pola", "tandem"): dict(beta=10, lr=0.1, eval_steps=200),
-    ("mfos", "ipd"): dict(
-        lr=25,
-        batch_size=4096,
-        rollout_length=100,
-        gamma=0.99,
-        hidden=256,
-        model_lr=2e-3,
-        epochs=4,
-        clip=0.2,
-        entropy_weight=0.01,
-    ),
-    ("cola", "logistic"): dict(
-        lr=1,
-        alpha_max=10,
-        eval_alphas=(0, 1, 2, 5, 10),
-        hidden=64,
-        blocks=1,
-        layer_norm=True,
-        last_activation="gelu",
-        share_params=True,
-    ),
-    ("cola", "ipd"): dict(lr=2, alpha_max=10, hidden=64, blocks=2, share_params=True),
-    ("meva", "logistic"): dict(
-        lr=1,
-        form="V",
-        hidden=64,
-        blocks=1,
-        quantiles=16,
-        share_params=True,
-        layer_norm=False,
-        last_activation="tanh",
-        rollout_length=50,
-        stride=50,
-        outer_steps=1000,
-        batch_size=128,
-        model_lr=1e-3,
-        fixed_gamma=None,
-        bootstrap=0,
-        target_inertia=0,
-        explore=False,
-        weight_decay=0,
-        semi_gradient=False,
-        adam_b2=0.99,
-        eval_gammas=(0, 0.8, 0.85, 0.9, 0.95, 0.99),
-        eval_steps=200,
-    ),
-    ("meva", "ipd"): dict(
-        lr=2,
-        form="U",
-        hidden=64,
-        blocks=2,
-        quantiles=32,
-        share_params=True,
-        layer_norm=True,
-        last_activation="tanh",
-        rollout_length=100,
-        stride=10,
-        outer_steps=2000,
-        batch_size=128,
-        model_lr=1e-4,
-        fixed_gamma=None,
-        bootstrap=0.9,
-        target_inertia=0.99,
-        explore=True,
-        flip_prob=1 / 16,
-        weight_decay=1e-2,
-        semi_gradient=True,
-        adam_b2=0.99,
-        eval_gammas=(0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999),
-        eval_pairs=256,
-        eval_steps=500,
-    ),
+    ("naive", "logistic"): {"lr": 1, "eval_steps": 200},
+    ("naive", "ipd"): {"lr": 2, "eval_pairs": 256, "eval_steps": 500},
+    ("lola", "logistic"): {"lr": 1, "alphas": (0, 1, 2, 5, 10, 20), "variant": "exact"},
+    ("lola", "ipd"): {"lr": 2, "alphas": FIG_3B, "variant": "exact", "eval_pairs": 256},
+    ("hola", "logistic"): {"lr": 1, "order": 2},
+    ("hola", "ipd"): {"lr": 2, "order": 2, "alphas": FIG_3B},
+    ("sos", "ipd"): {"lr": 2, "variant": "sos", "alphas": FIG_3B, "eval_pairs": 256},
+    ("pola", "ipd"): {
+        "alphas": FIG_3B,
+        "beta": 0.004,
+        "lr": 20,
+        "eval_pairs": 64,
+        "eval_steps": 20,
+    },
+    ("pola", "tandem"): {"beta": 10, "lr": 0.1, "eval_steps": 200},
+    ("mfos", "ipd"): {
+        "lr": 25,
+        "batch_size": 4096,
+        "rollout_length": 100,
+        "gamma": 0.99,
+        "hidden": 256,
+        "model_lr": 2e-3,
+        "epochs": 4,
+        "clip": 0.2,
+        "entropy_weight": 0.01,
+    },
+    ("cola", "logistic"): {
+        "lr": 1,
+        "alpha_max": 10,
+        "eval_alphas": (0, 1, 2, 5, 10),
+        "hidden": 64,
+        "blocks": 1,
+        "layer_norm": True,
+        "last_activation": "gelu",
+        "share_params": True,
+    },
+    ("cola", "ipd"): {
+        "lr": 2,
+        "alpha_max": 10,
+        "hidden": 64,
+        "blocks": 2,
+        "share_params": True,
+    },
+    ("meva", "logistic"): {
+        "lr": 1,
+        "form": "V",
+        "hidden": 64,
+        "blocks": 1,
+        "quantiles": 16,
+        "share_params": True,
+        "layer_norm": False,
+        "last_activation": "tanh",
+        "rollout_length": 50,
+        "stride": 50,
+        "outer_steps": 1000,
+        "batch_size": 128,
+        "model_lr": 1e-3,
+        "fixed_gamma": None,
+        "bootstrap": 0,
+        "target_inertia": 0,
+        "explore": False,
+        "weight_decay": 0,
+        "semi_gradient": False,
+        "adam_b2": 0.99,
+        "eval_gammas": (0, 0.8, 0.85, 0.9, 0.95, 0.99),
+        "eval_steps": 200,
+    },
+    ("meva", "ipd"): {
+        "lr": 2,
+        "form": "U",
+        "hidden": 64,
+        "blocks": 2,
+        "quantiles": 32,
+        "share_params": True,
+        "layer_norm": True,
+        "last_activation": "tanh",
+        "rollout_length": 100,
+        "stride": 10,
+        "outer_steps": 2000,
+        "batch_size": 128,
+        "model_lr": 1e-4,
+        "fixed_gamma": None,
+        "bootstrap": 0.9,
+        "target_inertia": 0.99,
+        "explore": True,
+        "flip_prob": 1 / 16,
+        "weight_decay": 1e-2,
+        "semi_gradient": True,
+        "adam_b2": 0.99,
+        "eval_gammas": (0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999),
+        "eval_pairs": 256,
+        "eval_steps": 500,
+    },
 }
 
 
@@ -4322,8 +4360,14 @@ def run_code(code, *words, **environment):
         clean.pop(name, None)
     environment = clean | {"JAX_PLATFORMS": "cpu"} | environment
     command = [sys.executable, "-c", code, *words]
-    pipes = {"capture_output": True, "text": True}
-    done = subprocess.run(command, env=environment, cwd=ROOT, **pipes)
+    done = subprocess.run(
+        command,
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
