@@ -303,6 +303,19 @@ def count(results: Results, what: str = "model") -> str:
     return f"{seeds} {what}" + ("s" if seeds > 1 else "")
 
 
+def who(runs: dict) -> str:
+    """How many MeVa and LOLA of the IPD a figure shows."""
+    seeds = count(runs["lola_ipd"], "seed")
+    return f"{IPD}: {count(runs['meva_ipd'])} of MeVa, {seeds} of LOLA"
+
+
+def place_settings(axis, settings: np.ndarray, **style) -> np.ndarray:
+    """Give the axis a tick for each setting, and return where: 0, 1, 2, ..."""
+    ticks = np.arange(len(settings))
+    axis.set_xticks(ticks, [f"{setting:g}" for setting in settings], **style)
+    return ticks
+
+
 def labelled(script: str, results: Results, i: int) -> str:
     """An algorithm and its i-th setting, and its step size if that is not everybody's."""
     words = TITLES[script]
@@ -377,8 +390,8 @@ def draw_paths(figure: Figure, runs: dict, game: str):
             axis.plot(*path[-1], "o", color="black", markersize=1.5)
     models = count(runs[f"meva_{game}"])
     figure.suptitle(
-        f"{PLANAR[game]}: paths of both players' policies, each with a dot at its end; "
-        f"COLA and MeVa: first of {models}"
+        f"{PLANAR[game]}: paths of both players' policies, each with a dot at its end\n"
+        f"(of COLA and MeVa: of the first of {models})"
     )
 
 
@@ -393,7 +406,7 @@ def draw_basins_of(figure: Figure, runs: dict, game: str):
     models = count(runs[f"meva_{game}"])
     figure.suptitle(
         f"{PLANAR[game]}: share of starting points that lead to the better solution "
-        f"(white); COLA, MeVa: {models}"
+        f"(white)\ngray: with some of {models} of COLA and MeVa"
     )
 
 
@@ -423,34 +436,24 @@ def draw_fig3(figure: Figure, runs: dict):
             xlabel="share of pairs",
             xscale="log",
         )
-    words = f"{count(runs['meva_ipd'])} of MeVa, {count(runs['lola_ipd'], 'seed')}"
-    figure.suptitle(f"{IPD}: {words} of LOLA (thin); means, standard errors")
+    figure.suptitle(f"{who(runs)} (thin: each); means and standard errors")
 
 
 def draw_returns(axis, script: str, results: Results, play: str):
     """The agent's and the other's returns by setting."""
     title, other = PLAYS[play]
-    settings = results["sweep"]
-    ticks = np.arange(len(settings))
+    ticks = place_settings(axis, results["sweep"], rotation=90)
     returns = results[play]  # (S, seed, pair, 2)
     by_seed = returns.mean(axis=2)[..., 0]
     axis.plot(ticks, by_seed, color=COLORS[script], linewidth=0.4, alpha=0.5)
-    pairs = returns.reshape(len(settings), -1, 2)
+    pairs = returns.reshape(len(ticks), -1, 2)
     lines = ((TITLES[script], COLORS[script], "-"), (other, "black", "--"))
     for player, (label, color, style) in enumerate(lines):
         samples = pairs[..., player]
         errors = [standard_error(of_setting) for of_setting in samples]
-        axis.errorbar(
-            ticks,
-            samples.mean(axis=1),
-            errors,
-            color=color,
-            linestyle=style,
-            capsize=1.5,
-            label=label,
-        )
+        line = {"color": color, "linestyle": style, "capsize": 1.5, "label": label}
+        axis.errorbar(ticks, samples.mean(axis=1), errors, **line)
     axis.set(title=title, xlabel=SYMBOLS[script], ylim=(-3.05, -0.4))
-    axis.set_xticks(ticks, [f"{setting:g}" for setting in settings], rotation=90)
     axis.legend(loc="lower right")
 
 
@@ -523,28 +526,31 @@ def draw_basins(figure: Figure, runs: dict):
     sweeps = [runs[f"{script}_logistic"]["sweep"] for script in looking]
     alphas = np.unique(np.concatenate(sweeps))
     gammas = runs["meva_logistic"]["sweep"]
-    at_gammas = len(alphas) + np.arange(len(gammas))
-    for script in (*looking, "meva"):
+    ticks = place_settings(axis, [*alphas, *gammas])
+    for script in looking:
         results = runs[f"{script}_logistic"]
-        ticks = at_gammas
-        if script != "meva":
-            ticks = np.searchsorted(alphas, results["sweep"])
-        shares = results["basin_fraction"]  # (S, seed)
-        axis.plot(ticks, shares, ".", markersize=3, color=COLORS[script], alpha=0.6)
-        label = f"{TITLES[script]} ({count(results, 'seed')})"
-        mean = shares.mean(axis=1)
-        axis.plot(ticks, mean, "o-", markersize=3, color=COLORS[script], label=label)
+        where = np.searchsorted(alphas, results["sweep"])
+        draw_shares(axis, where, results, TITLES[script], "o-", COLORS[script])
+    where = ticks[len(alphas) :]
+    draw_shares(axis, where, runs["meva_logistic"], "MeVa", "o-", COLORS["meva"])
     naive = runs["naive_logistic"]["basin_fraction"].mean()
     axis.axhline(naive, color=COLORS["naive"], linestyle="--", label="naive", zorder=0)
     axis.axvline(len(alphas) - 0.5, color="black", linewidth=0.6)
-    labels = [f"{setting:g}" for setting in (*alphas, *gammas)]
-    axis.set_xticks([*range(len(alphas)), *at_gammas], labels)
     axis.set(
         xlabel=r"$\alpha$ (LOLA, HOLA, COLA)  |  $\gamma$ (MeVa)",
         ylabel="share that ends with $x_1, x_2 > 0$",
     )
     axis.legend(loc="upper left")
     figure.suptitle("Logistic Game: share of starting points that lead to B")
+
+
+def draw_shares(axis, ticks, results: Results, label: str, style: str, color: str):
+    """The share of starting points that lead to B, by setting: models and mean."""
+    shares = results["basin_fraction"]  # (S, seed)
+    axis.plot(ticks, shares, ".", markersize=4, color=color, alpha=0.6)
+    label = f"{label}, {count(results, 'seed')}"
+    mean = shares.mean(axis=1)
+    axis.plot(ticks, mean, style, markersize=3, color=color, label=label)
 
 
 TIT_FOR_TAT = 19
@@ -584,14 +590,7 @@ def draw_policies(figure: Figure, runs: dict):
             image = axis.imshow(
                 shares, origin="lower", cmap="plasma_r", norm="log", vmin=3e-4, vmax=1
             )
-            axis.plot(
-                TIT_FOR_TAT,
-                TIT_FOR_TAT,
-                "s",
-                markersize=6,
-                markerfacecolor="none",
-                markeredgecolor="red",
-            )
+            axis.plot(TIT_FOR_TAT, TIT_FOR_TAT, "s", color="red", fillstyle="none")
             label = labelled(script, results, i)
             axis.set(title=f"{label}\n{title}", ylabel=other)
             axis.grid(linewidth=0.2)
@@ -600,11 +599,8 @@ def draw_policies(figure: Figure, runs: dict):
         axis.set_xticks(list(STRATEGIES), STRATEGIES.values(), rotation=90)
         axis.set_xlabel("agent")
     figure.colorbar(image, ax=axes, label="share of the pairs of policies", **BAR)
-    words = f"{count(runs['meva_ipd'])} of MeVa, {count(runs['lola_ipd'], 'seed')}"
-    figure.suptitle(
-        f"{IPD}: {words} of LOLA\n"
-        "nearest deterministic strategies (red: tit-for-tat meets itself)"
-    )
+    words = "nearest deterministic strategies (red: tit-for-tat meets itself)"
+    figure.suptitle(f"{who(runs)}\n{words}")
 
 
 def draw_steps(axis, results: Results, i: int, color: str):
@@ -661,14 +657,9 @@ def draw_ablations(figure: Figure, runs: dict):
             agents = results[play][i, ..., 0].mean(axis=1)  # (seed,)
             where = np.full(len(agents), row)
             axis.plot(agents, where, ".", color=COLORS["meva"], alpha=0.6)
-            axis.errorbar(
-                agents.mean(),
-                row,
-                xerr=standard_error(agents),
-                fmt="|",
-                color="black",
-                capsize=2,
-            )
+            error = standard_error(agents)
+            style = {"fmt": "|", "color": "black", "capsize": 2}
+            axis.errorbar(agents.mean(), row, xerr=error, **style)
             if name == "all_techniques":
                 axis.axvline(agents.mean(), color="gray", linewidth=0.5)
         axis.set(title=title, xlabel="agent's return per round", xlim=(-2.05, -0.75))
@@ -684,18 +675,11 @@ def draw_ablations(figure: Figure, runs: dict):
 
 def draw_sides(axis, runs: dict):
     """The share that comes to B, with the target held constant or not."""
-    styles = {
-        "meva_logistic": ("both sides", "-", COLORS["meva"]),
-        "semi_gradient_logistic": ("semi-gradient", "--", "black"),
-    }
-    for name, (label, style, color) in styles.items():
-        shares = runs[name]["basin_fraction"]
-        gammas = runs[name]["sweep"]
-        ticks = np.arange(len(gammas))
-        axis.plot(ticks, shares, ".", color=color, alpha=0.6)
-        label = f"{label}, {count(runs[name])}"
-        axis.plot(ticks, shares.mean(axis=1), style, color=color, label=label)
-    axis.set_xticks(ticks, [f"{gamma:g}" for gamma in gammas])
+    meva = runs["meva_logistic"]
+    ticks = place_settings(axis, meva["sweep"])
+    draw_shares(axis, ticks, meva, "both sides", "-", COLORS["meva"])
+    semi = runs["semi_gradient_logistic"]
+    draw_shares(axis, ticks, semi, "semi-gradient", "--", "black")
     axis.set(xlabel=r"$\gamma$", ylabel="share with $x_1, x_2 > 0$", ylim=(0.3, 1.03))
     axis.legend(loc="upper left")
 

@@ -4994,7 +4994,7 @@ def test_basins_are_drawn_as_means_and_by_model():
     by_model = [line.get_ydata() for line in axis.lines if line.get_alpha() == 0.6]
     for i, script in enumerate(("lola", "hola", "cola", "meva")):
         shares = runs[f"{script}_logistic"]["basin_fraction"]
-        label = f"{plots.TITLES[script]} (3 seeds)"
+        label = f"{plots.TITLES[script]}, 3 seeds"
         np.testing.assert_allclose(lines[label], shares.mean(axis=1))
         np.testing.assert_allclose(by_model[3 * i : 3 * i + 3], shares.T)
     naive = runs["naive_logistic"]["basin_fraction"].mean()
@@ -5026,7 +5026,7 @@ def test_ablations_are_drawn_at_the_largest_gamma():
     for name in ("meva_logistic", "semi_gradient_logistic"):
         runs[name] = results_of((0.9, 0.99), basin_fraction=np.ones((2, 3)))
     *panels, sides = draw_by(plots.draw_ablations, runs)
-    assert sides.get_legend_handles_labels()[1][0] == "both sides, 3 models"
+    assert sides.get_legend_handles_labels()[1][0] == "both sides, 3 seeds"
     for axis, key in zip(panels, plots.PLAYS, strict=True):
         by_model = [line for line in axis.lines if line.get_alpha() == 0.6]
         for line, name in zip(by_model, plots.ABLATIONS, strict=True):
