@@ -5023,10 +5023,15 @@ def test_ablations_are_drawn_at_the_largest_gamma():
     for name in plots.ABLATIONS:
         arrays = {key: random.uniform(-2, -1, (2, 3, 4, 2)) for key in plots.PLAYS}
         runs[name] = results_of((0.9, 0.99), **arrays)
-    for name in ("meva_logistic", "semi_gradient_logistic"):
-        runs[name] = results_of((0.9, 0.99), basin_fraction=np.ones((2, 3)))
-    *panels, sides = draw_by(plots.draw_ablations, runs)
-    assert sides.get_legend_handles_labels()[1][0] == "both sides, 3 seeds"
+    sides = {"meva_logistic": "both sides", "semi_gradient_logistic": "semi-gradient"}
+    for name in sides:
+        shares = random.uniform(size=(2, 3))
+        runs[name] = results_of((0.9, 0.99), basin_fraction=shares)
+    *panels, below = draw_by(plots.draw_ablations, runs)
+    lines = {line.get_label(): line.get_ydata() for line in below.lines}
+    for name, label in sides.items():
+        shares = runs[name]["basin_fraction"]
+        np.testing.assert_allclose(lines[f"{label}, 3 seeds"], shares.mean(axis=1))
     for axis, key in zip(panels, plots.PLAYS, strict=True):
         by_model = [line for line in axis.lines if line.get_alpha() == 0.6]
         for line, name in zip(by_model, plots.ABLATIONS, strict=True):
