@@ -22,6 +22,7 @@ What is missing is named; results/paper/details.md has the command of each run.
 
 import argparse
 import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,7 @@ import jax
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from games import GAMES, find_game, run_script, write_file
 
@@ -100,9 +102,15 @@ RULES = {  # of the figure of kinds of policies: the first part of the run's nam
     "cola": "COLA",
     "meva": "MeVa",
 }
-SCRIPT_OF = {"grid": "lola", "small": "lola"}  # of these rules; the others' have theirs
+SCRIPT_OF = {"grid": "lola", "small": "lola", "short": "meva"}  # by the same part
 EPISODES = (128, 512, 2048, 4096)  # of which samples consist
 SAMPLED = {"lola": 10, "meva": 0.95}  # who learns from samples, at which alpha or gamma
+
+
+def script_of(name: str) -> str:
+    """The algorithm of a run: the first part of the run's name, or what it stands for."""
+    first = name.partition("_")[0]
+    return SCRIPT_OF.get(first, first)
 
 
 def sampled_run(script: str, episodes: int) -> str:
@@ -165,9 +173,10 @@ def load(path: Path) -> Results:
         game = find_game(config["game"])
         sizes = {"n": len(game.labels), "A": np.size(results.get("names"))}
         if "sweep" in results:
+            check_numbers(config)
             sizes["S"] = results["sweep"].size
-            sizes["N"] = int(config["num_seeds"])
-            sizes["T"] = int(config["eval_steps"]) + 1
+            sizes["N"] = config["num_seeds"]
+            sizes["T"] = config["eval_steps"] + 1
         for name, array in results.items():
             check_shape(name, array, sizes)
     except Exception as error:  # noqa: BLE001 (a damaged file can raise nearly all)
@@ -175,6 +184,13 @@ def load(path: Path) -> Results:
         raise Broken(f"{path} is not the results of a run ({reason})") from None
     results.update(config=config, path=path)
     return results
+
+
+def check_numbers(config: dict):
+    """Raise TypeError if a setting with which we calculate is no number."""
+    for name in ("num_seeds", "eval_steps", "lr"):
+        if not isinstance(config[name], int | float):
+            raise TypeError(f"{name} is {config[name]!r}")
 
 
 def check_shape(name: str, array: np.ndarray, sizes: dict[str, int]):
@@ -246,6 +262,7 @@ STYLE = {
     "figure.titlesize": 8.5,
     "pdf.fonttype": 42,  # fonts as text, which publishers ask for
 }
+WHITE = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # below text
 A, B = -5.0307, 5.0307  # the Logistic Game's stable fixed points are (A, A) and (B, B)
 TICKS = (-10, -5, 0, 5, 10)
 HALF = 290 / 28  # of the surveyed square, so that grid points are centers of cells
@@ -254,31 +271,49 @@ BAR = {"shrink": 0.8, "pad": 0.01}  # a color bar beside its panels
 LEVELS = np.arange(-5, 4.1, 0.5)  # of return
 IPD = "Iterated Prisoner's Dilemma"
 
-ROWS = {  # runs of Fig. 2, and settings
-    "lola_logistic": (0, 1, 5, 10),
-    "hola_logistic": (0, 1, 5, 10),
-    "cola_logistic": (0, 1, 5, 10),
-    "meva_logistic": (0.8, 0.85, 0.9, 0.95),
+PLANAR = {"logistic": "Logistic Game", "two_hills": "Two hills"}
+ROWS = {  # of panels, by game: runs, and which of their settings are shown
+    "logistic": {
+        "lola_logistic": (0, 1, 5, 10),
+        "hola_logistic": (0, 1, 5, 10),
+        "cola_logistic": (0, 1, 5, 10),
+        "meva_logistic": (0.8, 0.85, 0.9, 0.95),
+    },
+    "two_hills": {
+        "lola_two_hills": (0, 1, 5, 10),
+        "hola_two_hills": (0, 1, 5, 10),
+        "cola_two_hills": (0, 1, 5, 10),
+        "meva_two_hills": (0.8, 0.9, 0.95, 0.99),
+        "short_two_hills": (0.8, 0.9, 0.95, 0.99),
+    },
 }
-HILL_ROWS = {
-    "lola_two_hills": (0, 1, 5, 10),
-    "hola_two_hills": (0, 1, 5, 10),
-    "cola_two_hills": (0, 1, 5, 10),
-    "meva_two_hills": (0.8, 0.9, 0.95, 0.99),
-    "short_two_hills": (0.8, 0.9, 0.95, 0.99),
+LANDSCAPES = {"meva_logistic": (0, 0.8, 0.9, 0.95, 0.99)}
+FIELDS = {
+    "naive_logistic": (1,),
+    "lola_logistic": (5,),
+    "hola_logistic": (5,),
+    "cola_logistic": (5,),
+    "meva_logistic": (0.9,),
 }
-
-
-def script_of(name: str) -> str:
-    """The algorithm of a run on the plane, by the run's name."""
-    first = name.partition("_")[0]
-    return "meva" if first == "short" else first
 
 
 def count(results: Results, what: str = "model") -> str:
     """How many seeds, in words."""
     seeds = results["config"]["num_seeds"]
     return f"{seeds} {what}" + ("s" if seeds > 1 else "")
+
+
+def who(runs: dict) -> str:
+    """How many MeVa and LOLA of the IPD a figure shows."""
+    seeds = count(runs["lola_ipd"], "seed")
+    return f"{IPD}: {count(runs['meva_ipd'])} of MeVa, {seeds} of LOLA"
+
+
+def place_settings(axis, settings: np.ndarray, **style) -> np.ndarray:
+    """Give the axis a tick for each setting, and return where: 0, 1, 2, ..."""
+    ticks = np.arange(len(settings))
+    axis.set_xticks(ticks, [f"{setting:g}" for setting in settings], **style)
+    return ticks
 
 
 def labelled(script: str, results: Results, i: int) -> str:
@@ -295,9 +330,10 @@ def labelled(script: str, results: Results, i: int) -> str:
     return words
 
 
-def plane(figure: Figure, rows: int, columns: int, height: float):
+def plane(figure: Figure, rows: int, columns: int):
     """Panels on the plane of joint policies, all with the same range, (rows, columns)."""
-    figure.set_size_inches(WIDTH, height)
+    figure.set_size_inches(WIDTH, WIDTH / columns * rows + 0.5)
+    figure.set_layout_engine("compressed")  # no gaps between squares
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axis in axes.flat:
         axis.set(aspect="equal", xlim=(-10, 10), ylim=(-10, 10))
@@ -306,16 +342,38 @@ def plane(figure: Figure, rows: int, columns: int, height: float):
     return axes
 
 
+def panels_on_plane(figure: Figure, runs: dict, rows: dict, columns: int) -> list:
+    """A panel with a title for each setting that `rows` has of its runs.
+
+    Returns (axis, algorithm, results, index of the setting) of each.
+    """
+    shown = []
+    for name, settings in rows.items():
+        shown += [(name, setting) for setting in settings]
+    axes = plane(figure, math.ceil(len(shown) / columns), columns).flatten()
+    panels = []
+    for axis, (name, setting) in zip(axes, shown):
+        i = at(runs[name], setting, exactly=False)
+        script = script_of(name)
+        axis.set_title(labelled(script, runs[name], i))
+        panels.append((axis, script, runs[name], i))
+    for axis in axes[len(shown) :]:
+        axis.remove()
+    return panels
+
+
 def draw_fig1(figure: Figure, runs: dict):
     """Contours of both players' returns in the Logistic Game, with A and B (Fig. 1)."""
     line = np.linspace(-10, 10, 201)
     x = np.stack(np.meshgrid(line, line), axis=-1)  # (x_2, x_1, 2)
     returns = logistic_returns(x.astype(np.float32))
-    axes = plane(figure, 1, 2, 3.7)[0]
+    axes = plane(figure, 1, 2)[0]
     for player, axis in enumerate(axes):
         own = returns[..., player]
         image = axis.contourf(line, line, own, levels=LEVELS, extend="both")
-        axis.contour(line, line, own, LEVELS, colors="black", linewidths=0.2)
+        axis.contour(
+            line, line, own, LEVELS, colors="k", linewidths=0.2, linestyles="-"
+        )
         for where, name in ((A, "A"), (B, "B")):
             circle = {"boxstyle": "circle", "facecolor": "white", "linewidth": 0.4}
             axis.text(where, where, name, ha="center", va="center", bbox=circle)
@@ -324,39 +382,32 @@ def draw_fig1(figure: Figure, runs: dict):
     figure.suptitle("Logistic Game: two stable solutions, A and B")
 
 
-def draw_basins_of(figure: Figure, runs: dict, rows: dict):
-    """Which starting points end at x_1, x_2 > 0 (Fig. 2b); gray: with some models."""
-    panels = plane(figure, len(rows), 4, WIDTH / 4 * len(rows) + 0.5)
-    for row, (name, settings) in zip(panels, rows.items(), strict=True):
-        results = runs[name]
-        for axis, setting in zip(row, settings, strict=True):
-            i = at(results, setting, exactly=False)
-            reached = (results["endpoints"][i] > 0).all(axis=-1)  # (seed, 29, 29)
-            share = reached.mean(axis=0)
-            axis.imshow(share, cmap="gray", vmin=0, vmax=1, **CELLS)
-            label = labelled(script_of(name), results, i)
-            axis.set_title(f"{label}: {share.mean():.1%}")
-    game = results["config"]["game"]
+def draw_paths(figure: Figure, runs: dict, game: str):
+    """Where the first seed's policies go from random starting points (Fig. 2a)."""
+    for axis, script, results, i in panels_on_plane(figure, runs, ROWS[game], 4):
+        for path in results["trajectories"][i, 0]:  # (time, 2)
+            axis.plot(*path.T, color=COLORS[script], linewidth=0.5)
+            axis.plot(*path[-1], "o", color="black", markersize=1.5)
+    models = count(runs[f"meva_{game}"])
     figure.suptitle(
-        f"{game}: white starting points lead to the better solution (gray: with some "
-        "models); their share"
+        f"{PLANAR[game]}: paths of both players' policies, each with a dot at its end\n"
+        f"(of COLA and MeVa: of the first of {models})"
     )
 
 
-def draw_paths(figure: Figure, runs: dict, rows: dict):
-    """Trajectories from random policies, first seed (Fig. 2a)."""
-    panels = plane(figure, len(rows), 4, WIDTH / 4 * len(rows) + 0.5)
-    for row, (name, settings) in zip(panels, rows.items(), strict=True):
-        results = runs[name]
-        script = script_of(name)
-        for axis, setting in zip(row, settings, strict=True):
-            i = at(results, setting, exactly=False)
-            for path in results["trajectories"][i, 0]:  # (time, 2)
-                axis.plot(*path.T, color=COLORS[script], linewidth=0.5)
-                axis.plot(*path[-1], "o", color="black", markersize=1.5)
-            axis.set_title(labelled(script, results, i))
-    game = results["config"]["game"]
-    figure.suptitle(f"{game}: paths of both players' policies, with a dot at their end")
+def draw_basins_of(figure: Figure, runs: dict, game: str):
+    """Which starting points end at x_1, x_2 > 0 (Fig. 2b); gray: with some models."""
+    for axis, _, results, i in panels_on_plane(figure, runs, ROWS[game], 4):
+        reached = (results["endpoints"][i] > 0).all(axis=-1)  # (seed, 29, 29)
+        share = reached.mean(axis=0)
+        axis.imshow(share, cmap="gray", vmin=0, vmax=1, **CELLS)
+        style = {"ha": "right", "va": "top", "bbox": WHITE}
+        axis.text(9, 9, f"{share.mean():.1%}", **style)
+    models = count(runs[f"meva_{game}"])
+    figure.suptitle(
+        f"{PLANAR[game]}: share of starting points that lead to the better solution "
+        f"(white)\ngray: with some of {models} of COLA and MeVa"
+    )
 
 
 BINS = np.linspace(-3, 0, 61)  # of return
@@ -385,34 +436,24 @@ def draw_fig3(figure: Figure, runs: dict):
             xlabel="share of pairs",
             xscale="log",
         )
-    words = f"{count(runs['meva_ipd'])} of MeVa, {count(runs['lola_ipd'], 'seed')}"
-    figure.suptitle(f"{IPD}: {words} of LOLA (thin: each)")
+    figure.suptitle(f"{who(runs)} (thin: each); means and standard errors")
 
 
 def draw_returns(axis, script: str, results: Results, play: str):
     """The agent's and the other's returns by setting."""
     title, other = PLAYS[play]
-    settings = results["sweep"]
-    ticks = np.arange(len(settings))
+    ticks = place_settings(axis, results["sweep"], rotation=90)
     returns = results[play]  # (S, seed, pair, 2)
     by_seed = returns.mean(axis=2)[..., 0]
     axis.plot(ticks, by_seed, color=COLORS[script], linewidth=0.4, alpha=0.5)
-    pairs = returns.reshape(len(settings), -1, 2)
+    pairs = returns.reshape(len(ticks), -1, 2)
     lines = ((TITLES[script], COLORS[script], "-"), (other, "black", "--"))
     for player, (label, color, style) in enumerate(lines):
         samples = pairs[..., player]
         errors = [standard_error(of_setting) for of_setting in samples]
-        axis.errorbar(
-            ticks,
-            samples.mean(axis=1),
-            errors,
-            color=color,
-            linestyle=style,
-            capsize=1.5,
-            label=label,
-        )
+        line = {"color": color, "linestyle": style, "capsize": 1.5, "label": label}
+        axis.errorbar(ticks, samples.mean(axis=1), errors, **line)
     axis.set(title=title, xlabel=SYMBOLS[script], ylim=(-3.05, -0.4))
-    axis.set_xticks(ticks, [f"{setting:g}" for setting in settings], rotation=60)
     axis.legend(loc="lower right")
 
 
@@ -449,7 +490,7 @@ def draw_networks(figure: Figure, runs: dict):
         labels = []
         for place, (rule, title) in enumerate(RULES.items()):
             results = runs[f"{rule}_{game}"]
-            script = SCRIPT_OF.get(rule, rule)
+            script = script_of(rule)
             i = best(results)
             if script in SYMBOLS:
                 title += f", {SYMBOLS[script]} = {results['sweep'][i]:g}"
@@ -461,8 +502,11 @@ def draw_networks(figure: Figure, runs: dict):
             axis.set(title=f"{kind}: {RETURNS[play]}", ylim=(-3.05, -0.4))
         panels[2, column].set_xticks(range(len(labels)), labels, rotation=90)
     panels[1, 0].set_ylabel("agent's return per round")
-    models = count(runs["meva_ipd"])
-    figure.suptitle(f"{IPD} by kind of policy: {models} of MeVa, others 1 to 8")
+    figure.suptitle(
+        f"{IPD} by kind of policy, each rule at its best setting in self-play\n"
+        f"points: seeds, or {count(runs['meva_ipd'])} of MeVa; bars: their means; "
+        "gray: 5% to 95% of the pairs of policies"
+    )
 
 
 def draw_agents(axis, place: float, agents: np.ndarray, color: str):
@@ -479,33 +523,34 @@ def draw_basins(figure: Figure, runs: dict):
     figure.set_size_inches(WIDTH, 3.2)
     axis = figure.subplots()
     looking = ("lola", "hola", "cola")
-    alphas = set()
-    for script in looking:
-        alphas.update(runs[f"{script}_logistic"]["sweep"].tolist())
-    alphas = np.array(sorted(alphas), np.float32)
+    sweeps = [runs[f"{script}_logistic"]["sweep"] for script in looking]
+    alphas = np.unique(np.concatenate(sweeps))
     gammas = runs["meva_logistic"]["sweep"]
-    at_gammas = len(alphas) + np.arange(len(gammas))
-    for script in (*looking, "meva"):
+    ticks = place_settings(axis, [*alphas, *gammas])
+    for script in looking:
         results = runs[f"{script}_logistic"]
-        ticks = at_gammas
-        if script != "meva":
-            ticks = np.searchsorted(alphas, results["sweep"])
-        shares = results["basin_fraction"]  # (S, seed)
-        axis.plot(ticks, shares, ".", markersize=3, color=COLORS[script], alpha=0.6)
-        label = f"{TITLES[script]} ({count(results, 'seed')})"
-        mean = shares.mean(axis=1)
-        axis.plot(ticks, mean, "o-", markersize=3, color=COLORS[script], label=label)
+        where = np.searchsorted(alphas, results["sweep"])
+        draw_shares(axis, where, results, TITLES[script], "o-", COLORS[script])
+    where = ticks[len(alphas) :]
+    draw_shares(axis, where, runs["meva_logistic"], "MeVa", "o-", COLORS["meva"])
     naive = runs["naive_logistic"]["basin_fraction"].mean()
     axis.axhline(naive, color=COLORS["naive"], linestyle="--", label="naive", zorder=0)
     axis.axvline(len(alphas) - 0.5, color="black", linewidth=0.6)
-    labels = [f"{setting:g}" for setting in (*alphas, *gammas)]
-    axis.set_xticks([*range(len(alphas)), *at_gammas], labels)
     axis.set(
         xlabel=r"$\alpha$ (LOLA, HOLA, COLA)  |  $\gamma$ (MeVa)",
         ylabel="share that ends with $x_1, x_2 > 0$",
     )
     axis.legend(loc="upper left")
-    figure.suptitle("Logistic Game: how many starting points lead to B")
+    figure.suptitle("Logistic Game: share of starting points that lead to B")
+
+
+def draw_shares(axis, ticks, results: Results, label: str, style: str, color: str):
+    """The share of starting points that lead to B, by setting: models and mean."""
+    shares = results["basin_fraction"]  # (S, seed)
+    axis.plot(ticks, shares, ".", markersize=4, color=color, alpha=0.6)
+    label = f"{label}, {count(results, 'seed')}"
+    mean = shares.mean(axis=1)
+    axis.plot(ticks, mean, style, markersize=3, color=color, label=label)
 
 
 TIT_FOR_TAT = 19
@@ -532,6 +577,7 @@ def draw_policies(figure: Figure, runs: dict):
     Tit-for-tat with itself is marked.
     """
     figure.set_size_inches(WIDTH, 5.2)
+    figure.set_layout_engine("compressed")
     axes = figure.subplots(2, 3, sharex=True, sharey=True)
     for row, script, setting in zip(axes, ("meva", "lola"), (0.99, 10), strict=True):
         results = runs[f"{script}_ipd"]
@@ -544,14 +590,7 @@ def draw_policies(figure: Figure, runs: dict):
             image = axis.imshow(
                 shares, origin="lower", cmap="plasma_r", norm="log", vmin=3e-4, vmax=1
             )
-            axis.plot(
-                TIT_FOR_TAT,
-                TIT_FOR_TAT,
-                "s",
-                markersize=6,
-                markerfacecolor="none",
-                markeredgecolor="red",
-            )
+            axis.plot(TIT_FOR_TAT, TIT_FOR_TAT, "s", color="red", fillstyle="none")
             label = labelled(script, results, i)
             axis.set(title=f"{label}\n{title}", ylabel=other)
             axis.grid(linewidth=0.2)
@@ -560,67 +599,46 @@ def draw_policies(figure: Figure, runs: dict):
         axis.set_xticks(list(STRATEGIES), STRATEGIES.values(), rotation=90)
         axis.set_xlabel("agent")
     figure.colorbar(image, ax=axes, label="share of the pairs of policies", **BAR)
-    figure.suptitle(f"{IPD}: nearest deterministic strategies (red: tit-for-tat)")
+    words = "nearest deterministic strategies (red: tit-for-tat meets itself)"
+    figure.suptitle(f"{who(runs)}\n{words}")
 
 
-def steps_on_plane(figure: Figure, runs: dict, settings) -> list:
-    """Panels with the first seed's results, for (algorithm, setting) each.
-
-    Returns (axis, results, i, starting points (29, 29, 2), steps (29, 29, 2)) of each.
-    """
-    panels = []
-    axes = plane(figure, 1, len(settings), 2.0)[0]
-    for axis, (script, setting) in zip(axes, settings, strict=True):
-        results = runs[f"{script}_logistic"]
-        i = at(results, setting, exactly=False)
-        axis.set_title(labelled(script, results, i))
-        panels.append((axis, results, i, results["grid"], results["field"][i, 0]))
-    return panels
-
-
-def draw_arrows(axis, grid: np.ndarray, steps: np.ndarray, color: str):
-    """The direction of the step at every second point of the grid."""
+def draw_steps(axis, results: Results, i: int, color: str):
+    """The directions of the first seed's steps at every second point of the grid."""
+    steps = results["field"][i, 0, ::2, ::2]  # (15, 15, 2)
     length = np.linalg.norm(steps, axis=-1, keepdims=True)
     directions = steps / np.where(length > 0, length, 1)
-    x = grid[::2, ::2]
-    axis.quiver(
-        *x.T,
-        *directions[::2, ::2].T,
-        pivot="mid",
-        scale=20,
-        width=0.006,
-        headwidth=4,
-        color=color,
-    )
+    grid = results["grid"][::2, ::2]
+    style = {"pivot": "mid", "scale": 20, "width": 0.006, "headwidth": 4}
+    axis.quiver(*grid.T, *directions.T, color=color, **style)
 
 
 def draw_landscape(figure: Figure, runs: dict):
     """MeVa's normalised value of player 1 on the Logistic Game, and its steps."""
-    settings = [("meva", gamma) for gamma in (0, 0.8, 0.9, 0.95, 0.99)]
-    panels = steps_on_plane(figure, runs, settings)
-    for axis, results, i, grid, steps in panels:
+    panels = panels_on_plane(figure, runs, LANDSCAPES, 3)
+    for axis, _, results, i in panels:
+        x = results["grid"].T
         values = results["values"][i, 0, ..., 0]
-        image = axis.contourf(*grid.T, values.T, levels=LEVELS, extend="both")
-        draw_arrows(axis, grid, steps, "white")
-    axes = [panel[0] for panel in panels]
-    label = r"meta-value $\hat V_1$"
-    figure.colorbar(image, ax=axes, label=label, ticks=range(-5, 5), **BAR)
-    figure.suptitle("Logistic Game: player 1's meta-value, and steps; one model")
+        image = axis.contourf(*x, values.T, levels=LEVELS, extend="both")
+        draw_steps(axis, results, i, "white")
+    label = r"player 1's meta-value $\hat V_1$"
+    figure.colorbar(image, ax=figure.axes, label=label, ticks=range(-5, 5), **BAR)
+    models = count(runs["meva_logistic"])
+    figure.suptitle(f"Logistic Game: MeVa's meta-value and steps, first of {models}")
 
 
 def draw_fields(figure: Figure, runs: dict):
     """The steps of each algorithm on the Logistic Game, and how long they are."""
-    settings = [("naive", 1), ("lola", 5), ("hola", 5), ("cola", 5), ("meva", 0.9)]
-    panels = steps_on_plane(figure, runs, settings)
-    for axis, _, _, grid, steps in panels:
-        length = np.maximum(np.linalg.norm(steps, axis=-1), 1e-12)
-        image = axis.imshow(
-            length, norm="log", vmin=1e-3, vmax=10, cmap="Blues", **CELLS
-        )
-        draw_arrows(axis, grid, steps, "black")
-    axes = [panel[0] for panel in panels]
-    figure.colorbar(image, ax=axes, label="length of a step", **BAR)
-    figure.suptitle("Logistic Game: the steps of each algorithm; first model")
+    style = {"norm": "log", "vmin": 1e-3, "vmax": 10, "cmap": "Blues"}
+    for axis, _, results, i in panels_on_plane(figure, runs, FIELDS, 3):
+        length = np.linalg.norm(results["field"][i, 0], axis=-1)
+        image = axis.imshow(np.maximum(length, 1e-12), **style, **CELLS)
+        draw_steps(axis, results, i, "black")
+    figure.colorbar(image, ax=figure.axes, label="length of a step", **BAR)
+    models = count(runs["meva_logistic"])
+    figure.suptitle(
+        f"Logistic Game: steps of each algorithm; COLA and MeVa: first of {models}"
+    )
 
 
 def draw_ablations(figure: Figure, runs: dict):
@@ -639,14 +657,9 @@ def draw_ablations(figure: Figure, runs: dict):
             agents = results[play][i, ..., 0].mean(axis=1)  # (seed,)
             where = np.full(len(agents), row)
             axis.plot(agents, where, ".", color=COLORS["meva"], alpha=0.6)
-            axis.errorbar(
-                agents.mean(),
-                row,
-                xerr=standard_error(agents),
-                fmt="|",
-                color="black",
-                capsize=2,
-            )
+            error = standard_error(agents)
+            style = {"fmt": "|", "color": "black", "capsize": 2}
+            axis.errorbar(agents.mean(), row, xerr=error, **style)
             if name == "all_techniques":
                 axis.axvline(agents.mean(), color="gray", linewidth=0.5)
         axis.set(title=title, xlabel="agent's return per round", xlim=(-2.05, -0.75))
@@ -662,18 +675,11 @@ def draw_ablations(figure: Figure, runs: dict):
 
 def draw_sides(axis, runs: dict):
     """The share that comes to B, with the target held constant or not."""
-    styles = {
-        "meva_logistic": ("both sides", "-", COLORS["meva"]),
-        "semi_gradient_logistic": ("semi-gradient", "--", "black"),
-    }
-    for name, (label, style, color) in styles.items():
-        shares = runs[name]["basin_fraction"]
-        gammas = runs[name]["sweep"]
-        ticks = np.arange(len(gammas))
-        axis.plot(ticks, shares, ".", color=color, alpha=0.6)
-        label = f"{label}, {count(runs[name])}"
-        axis.plot(ticks, shares.mean(axis=1), style, color=color, label=label)
-    axis.set_xticks(ticks, [f"{gamma:g}" for gamma in gammas])
+    meva = runs["meva_logistic"]
+    ticks = place_settings(axis, meva["sweep"])
+    draw_shares(axis, ticks, meva, "both sides", "-", COLORS["meva"])
+    semi = runs["semi_gradient_logistic"]
+    draw_shares(axis, ticks, semi, "semi-gradient", "--", "black")
     axis.set(xlabel=r"$\gamma$", ylabel="share with $x_1, x_2 > 0$", ylim=(0.3, 1.03))
     axis.legend(loc="upper left")
 
@@ -708,7 +714,7 @@ def draw_samples(figure: Figure, runs: dict):
     panels[0, 0].legend(loc="lower left")
     for axis in panels[1]:
         axis.set_xlabel("episodes of 50 rounds for each estimate")
-    figure.suptitle(f"{IPD}: learning from samples")
+    figure.suptitle(f"{IPD}: learning from samples (points: seeds or models)")
 
 
 # --- Command line ---------------------------------------------------------------------
@@ -717,17 +723,17 @@ OF_KINDS = [f"{rule}_{game}" for game in KINDS.values() for rule in RULES]
 OF_SAMPLES = [sampled_run(name, n) for name in SAMPLED for n in (0, *EPISODES)]
 FIGURES = {  # how each is drawn, and from which runs
     "fig1": (draw_fig1, []),
-    "fig2a": (partial(draw_paths, rows=ROWS), list(ROWS)),
-    "fig2b": (partial(draw_basins_of, rows=ROWS), list(ROWS)),
+    "fig2a": (partial(draw_paths, game="logistic"), list(ROWS["logistic"])),
+    "fig2b": (partial(draw_basins_of, game="logistic"), list(ROWS["logistic"])),
     "fig3": (draw_fig3, ["meva_ipd", "lola_ipd"]),
     "networks": (draw_networks, OF_KINDS),
     "samples": (draw_samples, OF_SAMPLES),
-    "hills": (partial(draw_basins_of, rows=HILL_ROWS), list(HILL_ROWS)),
-    "hill_paths": (partial(draw_paths, rows=HILL_ROWS), list(HILL_ROWS)),
-    "basins": (draw_basins, ["naive_logistic", *ROWS]),
+    "hills": (partial(draw_basins_of, game="two_hills"), list(ROWS["two_hills"])),
+    "hill_paths": (partial(draw_paths, game="two_hills"), list(ROWS["two_hills"])),
+    "basins": (draw_basins, ["naive_logistic", *ROWS["logistic"]]),
     "policies": (draw_policies, ["meva_ipd", "lola_ipd"]),
-    "landscape": (draw_landscape, ["meva_logistic"]),
-    "fields": (draw_fields, ["naive_logistic", *ROWS]),
+    "landscape": (draw_landscape, list(LANDSCAPES)),
+    "fields": (draw_fields, list(FIELDS)),
     "ablations": (
         draw_ablations,
         [*ABLATIONS, "meva_logistic", "semi_gradient_logistic"],
@@ -741,24 +747,34 @@ def save_figure(draw, path: Path):
     with matplotlib.rc_context(STYLE):
         figure = Figure(layout="constrained")
         draw(figure)
-        save = partial(figure.savefig, format=path.suffix[1:], dpi=200)
-        write_file(path, save)
+        write_file(path, partial(save_image, figure, path.suffix))
 
 
-def draw_figure(name: str, folders: list[Path], path: Path) -> bool:
-    """Draw a figure if its runs are in these folders. Says which are missing."""
+def save_image(figure: Figure, suffix: str, path: Path):
+    """Write a figure; a PNG with 256 colors, so that it has a third of its size."""
+    margins = {"bbox_inches": "tight", "pad_inches": "layout"}
+    figure.savefig(path, format=suffix[1:], dpi=200, **margins)
+    if suffix == ".png":
+        image = Image.open(path).convert("RGB")
+        image = image.quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=1)
+        image.save(path, format="png", optimize=True)
+
+
+def draw_figure(name: str, folders: list[Path], path: Path) -> list[str]:
+    """Draw a figure if its runs are in these folders. Returns which are missing."""
     draw, names = FIGURES[name]
     runs, missing = find(names, folders)
     if missing:
-        print(f"no {name}: there is no {', '.join(missing)}")
-        return False
+        return missing
     save_figure(partial(draw, runs=runs), path)
     print(f"wrote {path}")
     for results in runs.values():
         config = results["config"]
-        seeds = count(results, "seed")
-        print(f"    from {results['path']}, {config['game']}, {seeds}")
-    return True
+        words = f"{results['path']}, {config['game']}, {count(results, 'seed')}"
+        if "outer_steps" in config:
+            words += f", {config['outer_steps']} outer loops"
+        print(f"    from {words}")
+    return []
 
 
 def main(argv=None):
@@ -768,32 +784,38 @@ def main(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--figure", metavar="NAME", help=f"one of {', '.join(FIGURES)}")
+    names = ", ".join(FIGURES)
+    parser.add_argument(
+        "--figure", choices=FIGURES, metavar="NAME", help=f"one of {names}"
+    )
     parser.add_argument("--paper", action="store_true", help="results/paper/ alone")
     parser.add_argument("--format", default="png", choices=("png", "pdf"))
     parser.add_argument("--out", default=".", help="folder of results/ and figures/")
     args = parser.parse_args(argv)
-    if args.figure is not None and args.figure not in FIGURES:
-        parser.error(f"--figure takes {', '.join(FIGURES)}, not {args.figure}")
-    results = Path(args.out) / "results"
-    figures = Path(args.out) / "figures"
-    if not results.is_dir():
-        parser.error(f"--out takes a folder with results/ in it, not {args.out}")
-    folders = [results / "paper"]
-    if not args.paper:
-        folders = [results, results / "paper"]
-        figures = figures / "own"
-    drawn = []
+    out = Path(args.out)
+    if not out.is_dir():
+        parser.error(f"--out takes a folder that is there, not {out}")
+    folders = [out / "results", out / "results/paper"]
+    figures = out / "figures/own"
+    if args.paper:
+        folders = [out / "results/paper"]
+        figures = out / "figures"
+
+    waiting = {}  # for each run that is missing, the figures that need it
     for name in FIGURES if args.figure is None else [args.figure]:
+        path = figures / f"{name}.{args.format}"
         try:
-            path = figures / f"{name}.{args.format}"
-            drawn.append(draw_figure(name, folders, path))
+            missing = draw_figure(name, folders, path)
         except Broken as error:
             parser.error(str(error))
-    if not all(drawn):
-        print("results/paper/details.md says how each run is made")
-        if args.figure is not None:
-            parser.exit(1)
+        for run in missing:
+            waiting.setdefault(run, []).append(name)
+    for run, names in waiting.items():
+        print(f"missing for {', '.join(names)}: {run}")
+    if waiting:
+        print("results/paper/details.md has the command of each run")
+    if waiting and args.figure is not None:
+        parser.exit(1)
 
 
 if __name__ == "__main__":

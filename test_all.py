@@ -4803,11 +4803,14 @@ def test_every_figure_is_drawn(tmp_path, capsys):
     shutil.copytree(ROOT / "results/paper", tmp_path / "results/paper")
     status, out, _ = plot(["--out", str(tmp_path), "--paper"], capsys)
     assert status == 0
+    assert out.isascii()
     for name in plots.FIGURES:
         assert f"figures/{name}.png" in out
-        image = imread(tmp_path / f"figures/{name}.png")
-        assert image.shape[1] > 600
+        path = tmp_path / f"figures/{name}.png"
+        image = imread(path)
+        assert image.shape[1] > 1200
         assert image.std() > 0.05  # something is on it
+        assert path.stat().st_size < 250_000
 
 
 def test_own_runs_are_drawn_first_and_elsewhere(tmp_path, capsys):
@@ -4820,8 +4823,8 @@ def test_own_runs_are_drawn_first_and_elsewhere(tmp_path, capsys):
     words = ["--out", str(tmp_path), "--figure", "policies"]
     status, out, _ = plot(words, capsys)
     assert status == 0
-    assert f"from {tmp_path}/results/lola_ipd.npz, ipd, 8 seeds" in out
-    assert f"from {kept}/meva_ipd.npz" in out
+    assert f"from {tmp_path}/results/lola_ipd.npz, ipd, 8 seeds\n" in out
+    assert f"from {kept}/meva_ipd.npz, ipd, 8 seeds, 2000 outer loops\n" in out
     assert (tmp_path / "figures/own/policies.png").exists()
     assert not (tmp_path / "figures/policies.png").exists()
 
@@ -4843,17 +4846,28 @@ def test_a_run_in_a_folder_of_its_own_is_found_and_a_missing_one_named(
     words = ["--out", str(tmp_path), "--figure", "fig3"]
     status, out, _ = plot(words, capsys)
     assert status == 1
-    assert "no fig3: there is no lola_ipd" in out
+    assert "missing for fig3: lola_ipd\n" in out
     assert "details.md" in out
 
 
+def test_a_missing_run_is_named_once_with_all_its_figures(tmp_path, capsys):
+    status, out, _ = plot(["--out", str(tmp_path)], capsys)
+    assert status == 0  # what could be drawn is: Figure 1 needs no run
+    assert f"wrote {tmp_path}/figures/own/fig1.png" in out
+    lines = [line for line in out.splitlines() if line.endswith(" meva_ipd")]
+    assert lines == ["missing for fig3, networks, policies: meva_ipd"]
+
+
 BAD_FILES = {"empty": b"", "broken": b"PK\3\4" + bytes(40)}
+CONFIG = {"game": "ipd", "num_seeds": 8, "eval_steps": 500, "lr": 1.0}
 BAD_CONFIGS = {
     "null": None,
     "a list": [],
-    "no num_seeds": {"game": "ipd", "eval_steps": 500},
-    "text for a number": {"game": "ipd", "num_seeds": "eight", "eval_steps": 500},
-    "no game": {"game": "chess", "num_seeds": 8, "eval_steps": 500},
+    "no num_seeds": {"game": "ipd", "eval_steps": 500, "lr": 1.0},
+    "no game": CONFIG | {"game": "chess"},
+    "a word for a number": CONFIG | {"num_seeds": "eight"},
+    "digits for a number": CONFIG | {"num_seeds": "8"},
+    "text for a step size": CONFIG | {"lr": "1"},
 }
 BAD_ARRAYS = {
     "settings cut": {"self_play": np.zeros((1, 8, 4, 2))},
@@ -4873,10 +4887,7 @@ def test_a_run_that_is_not_what_it_should_be_gets_one_line(bad, tmp_path, capsys
     for name in ("self_play", "best_response", "versus_naive"):
         arrays[name] = np.zeros((3, 8, 4, 2))
     arrays["policies"] = np.zeros((3, 8, 4, 2, 5))
-    config = {"game": "ipd", "num_seeds": 8, "eval_steps": 500}
-    if bad in BAD_CONFIGS:
-        config = BAD_CONFIGS[bad]
-
+    config = BAD_CONFIGS.get(bad, CONFIG)
     path = tmp_path / "results/lola_ipd.npz"
     path.parent.mkdir()
     np.savez(path, config=json.dumps(config), **arrays | BAD_ARRAYS.get(bad, {}))
@@ -4929,9 +4940,9 @@ def test_figure_1_has_the_returns_of_player_1_on_the_left(monkeypatch):
         np.testing.assert_allclose(values[i, j], expected, rtol=1e-5)
 
 
-def planar_runs(rows):
+def planar_runs(game):
     """The committed runs of Fig. 2, with ends and paths anywhere in the plane."""
-    runs, missing = plots.find(rows, [ROOT / "results/paper"])
+    runs, missing = plots.find(plots.ROWS[game], [ROOT / "results/paper"])
     assert not missing
     random = np.random.default_rng(0)
     for results in runs.values():
@@ -4941,17 +4952,19 @@ def planar_runs(rows):
 
 
 @pytest.mark.parametrize("basins", [False, True])
-@pytest.mark.parametrize("rows", [plots.ROWS, plots.HILL_ROWS], ids=["games", "hills"])
-def test_figure_2_shows_the_arrays(rows, basins):
-    runs = planar_runs(rows)
+@pytest.mark.parametrize("game", plots.ROWS)
+def test_figure_2_shows_the_arrays(game, basins):
+    runs = planar_runs(game)
     draw = plots.draw_basins_of if basins else plots.draw_paths
-    panels = iter(draw_by(partial(draw, rows=rows), runs))
-    for name, settings in rows.items():
+    panels = iter(draw_by(partial(draw, game=game), runs))
+    for name, settings in plots.ROWS[game].items():
         for setting in settings:
             axis, results = next(panels), runs[name]
             i = np.abs(results["sweep"] - setting).argmin()
             if basins:
                 check_basins(axis, results["endpoints"][i])
+                share = axis.images[0].get_array().mean()
+                assert axis.texts[0].get_text() == f"{share:.1%}"
             else:
                 check_paths(axis, results["trajectories"][i, 0])
             is_short = name.startswith("short")
@@ -5025,7 +5038,7 @@ def test_basins_are_drawn_as_means_and_by_model():
     by_model = [line.get_ydata() for line in axis.lines if line.get_alpha() == 0.6]
     for i, script in enumerate(("lola", "hola", "cola", "meva")):
         shares = runs[f"{script}_logistic"]["basin_fraction"]
-        label = f"{plots.TITLES[script]} (3 seeds)"
+        label = f"{plots.TITLES[script]}, 3 seeds"
         np.testing.assert_allclose(lines[label], shares.mean(axis=1))
         np.testing.assert_allclose(by_model[3 * i : 3 * i + 3], shares.T)
     naive = runs["naive_logistic"]["basin_fraction"].mean()
@@ -5054,10 +5067,15 @@ def test_ablations_are_drawn_at_the_largest_gamma():
     for name in plots.ABLATIONS:
         arrays = {key: random.uniform(-2, -1, (2, 3, 4, 2)) for key in plots.PLAYS}
         runs[name] = results_of((0.9, 0.99), **arrays)
-    for name in ("meva_logistic", "semi_gradient_logistic"):
-        runs[name] = results_of((0.9, 0.99), basin_fraction=np.ones((2, 3)))
-    *panels, sides = draw_by(plots.draw_ablations, runs)
-    assert sides.get_legend_handles_labels()[1][0] == "both sides, 3 models"
+    sides = {"meva_logistic": "both sides", "semi_gradient_logistic": "semi-gradient"}
+    for name in sides:
+        shares = random.uniform(size=(2, 3))
+        runs[name] = results_of((0.9, 0.99), basin_fraction=shares)
+    *panels, below = draw_by(plots.draw_ablations, runs)
+    lines = {line.get_label(): line.get_ydata() for line in below.lines}
+    for name, label in sides.items():
+        shares = runs[name]["basin_fraction"]
+        np.testing.assert_allclose(lines[f"{label}, 3 seeds"], shares.mean(axis=1))
     for axis, key in zip(panels, plots.PLAYS, strict=True):
         by_model = [line for line in axis.lines if line.get_alpha() == 0.6]
         for line, name in zip(by_model, plots.ABLATIONS, strict=True):
