@@ -5518,6 +5518,16 @@ def test_fixed_policies_meet_at_their_exact_returns():
     assert of_all_d == ["DC", "DD", "DD", "DC"]
 
 
+@pytest.mark.parametrize("variant, count", [("", 4), ("+mlp", 0), ("+memory=2", 0)])
+def test_fixed_policies_play_where_policies_are_tables_of_one_round(variant, count):
+    game = games.find_game(f"ipd{variant}")
+    protocol = tournament.Protocol(1.0, 1.0, 0.9, 2)
+    everyone = tournament.contestants(game, protocol, {})
+    assert len(everyone.keys() & tournament.FIXED.keys()) == count
+    skewed = tournament.contestants(games.find_game("ipd+skewed"), protocol, {})
+    assert list(skewed) == RULES_OF_TOURNAMENT
+
+
 def test_players_and_trials_draw_by_keys_of_their_own():
     """And each pair of models plays as often as any."""
     game = GAMES["imp"]

@@ -51,7 +51,6 @@ import naive
 import pola
 import sos
 from games import (
-    GAMES,
     Game,
     Rules,
     find_game,
@@ -218,7 +217,7 @@ def trained(
 
 
 def fixed(game: Game) -> dict[str, Contestant]:
-    """Policies that do not learn, of games with one round of memory."""
+    """Policies that do not learn: tables of log-odds that see one round."""
     everyone = {}
     for name, signs in FIXED.items():
         policies = np.broadcast_to(30 * np.float32(signs), (1, 2, 5))
@@ -234,7 +233,7 @@ def contestants(
     for name in runs:
         if not name.endswith("+swapped"):
             everyone[name] = trained(name, game, protocol, runs)
-    if game.labels == GAMES["ipd"].labels:  # tables of log-odds
+    if game.rules.policy == "table" and game.rules.memory == 1:
         everyone.update(fixed(game))
     return everyone
 
