@@ -221,7 +221,16 @@ def find(names, folders: list[Path]) -> tuple[dict[str, Results], list[str]]:
             there = [path for path in paths if path.exists()]
             if there and name not in runs:
                 runs[name] = load(there[0])
+                check_game(name, runs[name])
     return runs, [name for name in names if name not in runs]
+
+
+def check_game(name: str, results: Results):
+    """Broken, if a run's name ends in a game that it is not a run on."""
+    game = name.rpartition("_")[2]
+    had = results["config"]["game"]
+    if game.partition("+")[0] in GAMES and game != had:
+        raise Broken(f"{results['path']} is a run on {had}, not {game}")
 
 
 def at(results: Results, setting: float, exactly=True) -> int:

@@ -4865,6 +4865,7 @@ BAD_CONFIGS = {
     "a list": [],
     "no num_seeds": {"game": "ipd", "eval_steps": 500, "lr": 1.0},
     "no game": CONFIG | {"game": "chess"},
+    "another game": CONFIG | {"game": "imp"},
     "a word for a number": CONFIG | {"num_seeds": "eight"},
     "digits for a number": CONFIG | {"num_seeds": "8"},
     "text for a step size": CONFIG | {"lr": "1"},
