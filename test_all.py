@@ -5766,9 +5766,9 @@ def test_an_equilibriums_slack_and_its_error_worked_out_by_hand():
     np.testing.assert_allclose(tournament.standard_errors(results), 0.1)
     (found,) = tournament.equilibria(results, np.array([True, True]))
     assert found[:2] == ("one", 2)
-    # An entry is a mean of two seats, and the slack a difference of two entries.
+    # A mean of two seats has their error, and the slack is a difference of two entries.
     np.testing.assert_allclose(found.slack, 2)
-    np.testing.assert_allclose(found.error, np.sqrt(2 * 0.1**2 / 2))
+    np.testing.assert_allclose(found.error, np.sqrt(2) * 0.1)
 
 
 @functools.cache

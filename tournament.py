@@ -488,11 +488,12 @@ class Equilibrium(NamedTuple):
 def equilibria(results: Results, who: np.ndarray) -> list[Equilibrium]:
     """Symmetric equilibria among some contestants, (A,) of truth values.
 
-    The error of the slack, a sum of the meta-game's entries with weights, is worked out
-    as if the errors of these entries were independent. An entry is a mean over seats.
+    The slack is a sum of the meta-game's entries with weights, whose errors are taken
+    for independent. An entry is a mean over both seats, in which the same models play:
+    its error is the mean of both seats' errors.
     """
     errors = standard_errors(results)
-    squares = (errors[..., 0] ** 2 + errors[..., 1].T ** 2) / 4
+    squares = ((errors[..., 0] + errors[..., 1].T) / 2) ** 2
     payoffs = meta_game(results)[np.ix_(who, who)]
     squares = squares[np.ix_(who, who)]
     names = results["names"][who]
