@@ -5345,10 +5345,14 @@ def test_a_claims_evidence_is_short_and_its_group_is_its_verdict():
         assert f" | {claim.sentence} | {report.verdict(claim.holds)} | " in page
         assert f"- It holds if: {claim.criterion}." in criteria
         assert claim.numbers in criteria
-    yes, in_part, no = re.split(r"\*\*(?:Yes|In part|No): \d+ claims", page)[1:]
+    yes, in_part, no, ours = re.split(r"\*\*[A-Z][a-z ]+: \d+ claims", page)[1:]
     assert yes.count("| yes |") == 15
-    assert len(re.findall(r"\| \d+ of \d+ \|", in_part)) == 16
-    assert no.count("| no |") == 5
+    assert len(re.findall(r"\| \d+ of \d+ \|", in_part)) == 15
+    assert no.count("| no |") == 3
+    assert ours.count("\n| ") == 3 + 2  # and the heading
+    front = report.table_of_front_claims(runs)
+    assert "Of the 33 claims that we found in the paper 15 hold" in front
+    assert front.count("\n| ") == 5 + 2
 
 
 @pytest.mark.parametrize(
