@@ -5397,19 +5397,25 @@ def test_a_best_response_cooperates_from_nine_rounds_of_ten_on(share, holds):
     assert kept.holds.all()
 
 
-def test_a_model_for_the_situation_is_judged_in_both_seats():
-    """It gets 1 more in the first seat, and in the second 1 less or 1 more."""
+@pytest.mark.parametrize(
+    "in_second_seat, by_model, holds",
+    [(-1, 0, False), (1, 0, True), (1, 0.9, False), (1, 0.2, True)],
+)
+def test_a_model_for_the_situation_is_judged_in_both_seats(
+    in_second_seat, by_model, holds
+):
+    """It gets 1 more in the first seat; two models differ by twice `by_model`."""
     names = ["naive", "lola-taylor-stop", "meva", "meva-naive", "meva-lola"]
     models = np.broadcast_to([0, 1, 0, 1], (5, 5, 4))
-    for in_second_seat, holds in ((-1, False), (1, True)):
-        returns = np.zeros((5, 5, 4, 2))
-        for other, name in ((0, 3), (1, 4)):
-            returns[name, other, :, 0] = 1
-            returns[other, name, :, 1] = in_second_seat
-        results = results_of((), returns=returns, trained=models, trained_2=models)
-        results["names"] = np.array(names)
-        (claim,) = report.trained_for_the_situation(results)
-        assert list(claim.holds) == [holds, holds]
+    differ = by_model * np.array([1, -1, 1, -1])
+    returns = np.zeros((5, 5, 4, 2))
+    for other, name in ((0, 3), (1, 4)):
+        returns[name, other, :, 0] = 1 + differ
+        returns[other, name, :, 1] = in_second_seat + differ
+    results = results_of((), returns=returns, trained=models, trained_2=models)
+    results["names"] = np.array(names)
+    (claim,) = report.trained_for_the_situation(results)
+    assert list(claim.holds) == [holds, holds]
 
 
 def test_two_devices_are_compared_seed_by_seed():
