@@ -1509,12 +1509,12 @@ def check_finite(state, loss: np.ndarray, done: int, path: Path):
 
 # --- Reporting a run: an npz, a figure and a table ------------------------------------
 
-PLAYS = {  # what is played: its title, and who the other player is
-    "self_play": ("self-play", "other agent"),
-    "best_response": ("against a best response", "best response"),
-    "exact_best_response": ("exact best response", "exact best response"),
-    "versus_naive": ("with a naive learner", "naive learner"),
-    "versus_opponent": ("with the opponent of its training", "opponent"),
+PLAYS = {  # what is played, and its title, which says who the other player is
+    "self_play": "self-play",
+    "best_response": "against a best response",
+    "exact_best_response": "against an exact best response",
+    "versus_naive": "with a naive learner",
+    "versus_opponent": "with the opponent of its training",
 }
 
 
@@ -1591,6 +1591,12 @@ def mean_and_error(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return samples.mean(axis=0), samples.std(axis=0, ddof=1) / len(samples) ** 0.5
 
 
+def samples_of(results: dict) -> str:
+    """What standard errors are over, in words: seeds, or the pairs of a single one."""
+    seeds, pairs = results["best_response"].shape[1:3]
+    return f"{seeds} seeds" if seeds > 1 else f"{pairs} pairs of policies"
+
+
 def describe_returns(returns: np.ndarray) -> str:
     """Means and standard errors, agent : other, of returns (seed, pair, 2)."""
     diverged = (~np.isfinite(returns)).any(axis=-1)
@@ -1606,13 +1612,12 @@ def describe_returns(returns: np.ndarray) -> str:
 
 def print_table(game: Game, results: dict, symbol: str):
     """Returns of all plays by setting, and where the points of a planar game end."""
-    seeds, pairs = next(iter(plays_of(results, 1).values())).shape[1:3]
-    over = f"{seeds} seeds" if seeds > 1 else f"{pairs} pairs of policies"
+    over = samples_of(results)
     swept = symbol.strip("$\\")  # alpha, not LaTeX's
     print(f"Mean returns by {swept}, agent : other, +- standard error over {over}")
     for player in players_of(results):
         plays = plays_of(results, player)
-        titles = [PLAYS[name][0] for name in plays]
+        titles = [PLAYS[name] for name in plays]
         agent = "" if game.symmetric else f"player {player}"
         print(agent.rjust(10), *(title.rjust(34) for title in titles))
         for i, setting in enumerate(results["sweep"]):
@@ -1699,7 +1704,7 @@ def draw_plane(
 def draw_play(axis, returns: np.ndarray, color: str, labels: tuple[str, str]):
     """Returns (S, seed, pair, 2): means and errors; thin: the agent's by seed.
 
-    Returns what was drawn, a flat array.
+    Returns what was drawn, with the ends of the error bars, a flat array.
     """
     positions = np.arange(len(returns))
     with np.errstate(invalid="ignore"):  # where policies have diverged
@@ -1710,11 +1715,12 @@ def draw_play(axis, returns: np.ndarray, color: str, labels: tuple[str, str]):
     axis.plot(positions, by_seed, ".-", color=color, linewidth=0.5, markersize=3)
     agent = {"fmt": "o-", "color": color, "label": labels[0]}
     other = {"fmt": "s--", "color": "black", "label": labels[1]}
-    axis.errorbar(positions, mean[:, 0], error[:, 0], **agent)
-    axis.errorbar(positions + 0.1, mean[:, 1], error[:, 1], **other)
-    axis.set_xlim(-0.5, len(returns) - 0.4)
-    axis.legend(fontsize="small", framealpha=0.5)
-    return np.concatenate([mean.ravel(), by_seed.ravel()])
+    axis.errorbar(positions, mean[:, 0], error[:, 0], markersize=5, **agent)
+    # Further right, so that neither covers the other.
+    axis.errorbar(positions + 0.2, mean[:, 1], error[:, 1], markersize=4, **other)
+    axis.set_xlim(-0.5, len(returns) - 0.3)
+    drawn = (mean, mean - error, mean + error, by_seed)
+    return np.concatenate([each.ravel() for each in drawn])
 
 
 def draw_player(
@@ -1729,11 +1735,11 @@ def draw_player(
 
     ticks = [f"{setting:g}" for setting in results["sweep"]]
     agent = "agent" if game.symmetric else f"agent, player {player}"
+    other = f"the other player (bars: standard errors over {samples_of(results)})"
     drawn = []
     for name, returns in plays.items():
-        title, other = PLAYS[name]
         drawn.append(draw_play(axes[name], returns, color, (agent, other)))
-        axes[name].set(title=title, xlabel=symbol, ylabel="expected return")
+        axes[name].set(title=PLAYS[name], xlabel=symbol, ylabel="expected return")
         axes[name].set_xticks(range(len(ticks)), ticks, rotation=60)
 
     drawn = np.concatenate(drawn)
@@ -1745,6 +1751,9 @@ def draw_player(
     limits = robust_limits(drawn, least)
     for name in plays:
         axes[name].set_ylim(limits)
+    # One legend for all of them, above, where it covers nothing.
+    lines, labels = axes["best_response"].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper center", ncols=2)
     draw_policies(axes["policies"], game, results, player, symbol)
 
 

@@ -4685,6 +4685,26 @@ def test_all_panels_of_a_run_have_the_same_limits_without_its_outlier():
     assert -3 < limits.pop()[0] < -1.7
 
 
+def test_the_legend_of_a_run_covers_no_panel_and_says_what_bars_are():
+    figure = draw_run(GAMES["ipd"], returns_of(-2, -1, settings=10))
+    (part,) = figure.subfigs
+    (legend,) = part.legends
+    words = [text.get_text() for text in legend.get_texts()]
+    assert words[0] == "agent"
+    assert "standard errors over 4 pairs of policies" in words[1]
+    box = legend.get_window_extent()
+    assert not any(box.overlaps(axis.get_tightbbox()) for axis in figure.axes)
+
+
+def test_error_bars_are_within_the_picture():
+    """One pair at -1 and three at -2: a mean of -1.75, and an error of .25."""
+    results = returns_of(-2, -2, settings=10)
+    results["self_play"][:, :, 0] = -1
+    low, high = draw_run(GAMES["ipd"], results).axes[0].get_ylim()
+    assert low < -2
+    assert high > -1.5
+
+
 def test_a_run_that_diverged_is_drawn():
     own = BOWL._replace(n=2, features=lambda x: x, labels=("a", "b"))
     results = returns_of(1, 2, settings=2)
@@ -4738,7 +4758,7 @@ def test_a_tables_errors_are_over_seeds_where_there_are_several(capsys):
     results = a_table()
     first, titles, *rows = table_of("ipd", results, capsys)
     assert first.endswith("+- standard error over 3 seeds")
-    assert cells_of(titles) == [title for title, _ in games.PLAYS.values()]
+    assert cells_of(titles) == list(games.PLAYS.values())
     assert len(rows) == 2
     for i, setting in enumerate(("0.5", "20")):
         cells = [by_hand(results[name][i].mean(axis=1)) for name in games.PLAYS]
