@@ -1511,8 +1511,8 @@ def check_finite(state, loss: np.ndarray, done: int, path: Path):
 
 PLAYS = {  # what is played, and its title, which says who the other player is
     "self_play": "self-play",
-    "best_response": "against a best response",
-    "exact_best_response": "against an exact best response",
+    "best_response": "with a learned best response",
+    "exact_best_response": "with an exact best response",
     "versus_naive": "with a naive learner",
     "versus_opponent": "with the opponent of its training",
 }
@@ -1652,7 +1652,7 @@ def draw_report(
 ) -> Figure:
     """The figure of a run: the arguments are those of `report`."""
     players = players_of(results)
-    width, height = 10, 5.5 * len(players)
+    width, height = 10, (2.75 + policies_height(game)) * len(players)
     if game.planar:
         width, height = max(5, 2 * len(results["sweep"]) + 1), 5
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -1701,6 +1701,19 @@ def draw_plane(
         axis.label_outer()
 
 
+def policies_height(game: Game) -> float:
+    """Height of the panel of policies, in inches: their numbers need room."""
+    return max(2.75, 0.24 * len(game.labels))
+
+
+def mark_settings(axis, results: dict, symbol: str):
+    """The settings that were swept, at 0, 1, 2, ... on the horizontal axis."""
+    labels = [f"{setting:g}" for setting in results["sweep"]]
+    rotation = 60 if len(labels) > 6 else 0
+    axis.set_xticks(range(len(labels)), labels, rotation=rotation)
+    axis.set_xlabel(symbol)
+
+
 def draw_play(axis, returns: np.ndarray, color: str, labels: tuple[str, str]):
     """Returns (S, seed, pair, 2): means and errors; thin: the agent's by seed.
 
@@ -1731,16 +1744,17 @@ def draw_player(
     cells = [*plays, "policies"]
     while len(cells) % 3 > 0:  # in rows of three, the policies as wide as there is room
         cells.append("policies")
-    axes = figure.subplot_mosaic(np.reshape(cells, (-1, 3)))
+    rows = np.reshape(cells, (-1, 3))
+    heights = [2.75] * (len(rows) - 1) + [policies_height(game)]
+    axes = figure.subplot_mosaic(rows, height_ratios=heights)
 
-    ticks = [f"{setting:g}" for setting in results["sweep"]]
     agent = "agent" if game.symmetric else f"agent, player {player}"
     other = f"the other player (bars: standard errors over {samples_of(results)})"
     drawn = []
     for name, returns in plays.items():
         drawn.append(draw_play(axes[name], returns, color, (agent, other)))
-        axes[name].set(title=PLAYS[name], xlabel=symbol, ylabel="expected return")
-        axes[name].set_xticks(range(len(ticks)), ticks, rotation=60)
+        axes[name].set(title=PLAYS[name], ylabel="expected return")
+        mark_settings(axes[name], results, symbol)
 
     drawn = np.concatenate(drawn)
     drawn = drawn[np.isfinite(drawn)]  # without what has diverged
@@ -1758,7 +1772,7 @@ def draw_player(
 
 
 def draw_policies(axis, game: Game, results: dict, player: int, symbol: str):
-    """Mean policies of agents in self-play: chances of C in iterated games."""
+    """Mean policies at the end of a play: chances of C in iterated games."""
     policies = results["policies"]  # (S, seed, pair, 2, n)
     if game.iterated:
         shown = jax.nn.sigmoid(policies)
@@ -1766,11 +1780,12 @@ def draw_policies(axis, game: Game, results: dict, player: int, symbol: str):
         shown = jnp.vectorize(game.features, signature="(p,n)->(p,m)")(policies)
     means = np.asarray(shown[..., player - 1, :].mean(axis=(1, 2)))  # (S, m)
     scale = {"vmin": 0, "vmax": 1} if game.iterated else {}
-    axis.imshow(means.T, cmap="YlGn", aspect="auto", alpha=0.7, **scale)
+    axis.imshow(means.T, cmap="YlGn", aspect="auto", alpha=0.5, **scale)
     for (i, j), mean in np.ndenumerate(means):
         axis.text(i, j, f"{mean:.2f}", ha="center", va="center", fontsize="small")
-    what = "P(cooperate) after ..." if game.iterated else "policies"
-    axis.set(title=f"{what}, self-play", xlabel=symbol)
-    ticks = [f"{setting:g}" for setting in results["sweep"]]
-    axis.set_xticks(range(len(means)), ticks, rotation=60)
+    what = "P(cooperate) after own, other's action" if game.iterated else "policies"
+    # Where there is no self-play, they are those beside the opponent of training.
+    play = "self_play" if "self_play" in results else "versus_opponent"
+    axis.set_title(f"{what}; {PLAYS[play]}")
+    mark_settings(axis, results, symbol)
     axis.set_yticks(range(means.shape[1]), game.labels)

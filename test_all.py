@@ -4696,6 +4696,18 @@ def test_the_legend_of_a_run_covers_no_panel_and_says_what_bars_are():
     assert not any(box.overlaps(axis.get_tightbbox()) for axis in figure.axes)
 
 
+@pytest.mark.parametrize("name", ["ipd", "ipd+memory=2"])
+def test_numbers_of_policies_do_not_overlap(name):
+    game, results = games.find_game(name), returns_of(-2, -1, settings=10)
+    results["policies"] = np.zeros((10, 1, 4, 2, game.n))
+    panel = draw_run(game, results).axes[-1]
+    boxes = [text.get_window_extent() for text in panel.texts]
+    boxes += [label.get_window_extent() for label in panel.get_yticklabels()]
+    assert len(boxes) == 11 * len(game.labels)
+    for i, box in enumerate(boxes):
+        assert box.count_overlaps(boxes[:i]) == 0
+
+
 def test_error_bars_are_within_the_picture():
     """One pair at -1 and three at -2: a mean of -1.75, and an error of .25."""
     results = returns_of(-2, -2, settings=10)
