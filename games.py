@@ -1539,7 +1539,7 @@ def report(
       settings: of the run, as `print_settings` returns them.
       sweep: the values of the setting that was swept, (S,), such as LOLA's alphas.
       results: of `evaluate_game`, with axes (S, seed, ...), and anything else.
-      symbol: of what was swept, for figures.
+      symbol: of what was swept, for figures, the last of the words that say what it is.
       color: of the algorithm in figures.
       out: the folder that results/ and figures/ are in.
       draw_below: draws something else, on a figure of its own below: `draw(figure)`.
@@ -1613,7 +1613,7 @@ def describe_returns(returns: np.ndarray) -> str:
 def print_table(game: Game, results: dict, symbol: str):
     """Returns of all plays by setting, and where the points of a planar game end."""
     over = samples_of(results)
-    swept = symbol.strip("$\\")  # alpha, not LaTeX's
+    swept = symbol.replace("$", "").replace("\\", "")  # alpha, not LaTeX's
     print(f"Mean returns by {swept}, agent : other, +- standard error over {over}")
     for player in players_of(results):
         plays = plays_of(results, player)
@@ -1654,7 +1654,7 @@ def draw_report(
     players = players_of(results)
     width, height = 10, (2.75 + policies_height(game)) * len(players)
     if game.planar:
-        width, height = max(5, 2 * len(results["sweep"]) + 1), 5
+        width, height = max(6, 2 * len(results["sweep"]) + 1), 5.5
     figure = Figure(figsize=(width, height), layout="constrained")
     upper = figure
     if draw_below is not None:
@@ -1680,25 +1680,30 @@ def draw_plane(
     White: points that end at x_1, x_2 > 0; gray: with some seeds.
     """
     sweep = results["sweep"]
+    short = symbol.split()[-1]
     panels = figure.subplots(2, len(sweep), sharex=True, sharey=True, squeeze=False)
     edge = game.extent * 29 / 28  # each point of the grid in the middle of its cell
     for i, setting in enumerate(sweep):
         top, bottom = panels[:, i]
         shape = "," if jumps else "-"  # points or lines
         for path in results["trajectories"][i, 0]:  # (time, 2)
-            top.plot(path[:, 0], path[:, 1], shape, color=color, linewidth=0.6)
+            top.plot(path[:, 0], path[:, 1], shape, color=color, linewidth=0.8)
             top.plot(path[-1, 0], path[-1, 1], ".", color="black")
-        title = f"{symbol} = {setting:g}" if len(sweep) > 1 else "self-play"
+        title = f"{short} = {setting:g}" if len(sweep) > 1 else "self-play"
         top.set(title=title, ylabel="$x_2$", aspect="equal")
         top.set(xlim=(-edge, edge), ylim=(-edge, edge))
 
         share = (results["endpoints"][i] > 0).all(axis=-1).mean(axis=0)  # (29, 29)
         box = (-edge, edge, -edge, edge)
         bottom.imshow(share, origin="lower", extent=box, cmap="gray", vmin=0, vmax=1)
-        bottom.set(title=f"{share.mean():.1%} at $x_1, x_2 > 0$")
+        bottom.set(title=f"white: {share.mean():.1%}")
         bottom.set(xlabel="$x_1$", ylabel="$x_2$")
     for axis in panels.flat:
         axis.label_outer()
+    # What a reader needs who sees the picture alone.
+    first = f"First row: paths by {symbol}; dots: their ends"
+    second = "Second row: from white, paths end at $x_1, x_2 > 0$ (gray: of some seeds)"
+    figure.supxlabel(f"{first}\n{second}", fontsize="medium")
 
 
 def policies_height(game: Game) -> float:

@@ -2745,6 +2745,21 @@ def assert_drawn(axis, curves):
         np.testing.assert_array_equal([line.get_ydata() for line in lines], expected)
 
 
+@pytest.mark.parametrize("times", [1, 4])
+def test_a_curve_of_meva_is_seen_even_if_it_is_one_point(times):
+    random = np.random.default_rng(0)
+    curves = {"loss": random.uniform(1, 2, (2, 25))}
+    curves["td_error"] = random.uniform(1, 2, (2, 25))
+    curves["self_play_curve"] = random.uniform(-2, -1, (2, times))
+    figure = Figure()
+    meva.draw_curves(figure, curves, meva.make_config("ipd", outer_steps=100))
+    for axis, curve in zip(figure.axes, curves.values(), strict=True):
+        np.testing.assert_array_equal([line.get_ydata() for line in axis.lines], curve)
+        assert axis.get_xlim()[0] == 0
+    line = figure.axes[2].lines[0]
+    assert len(line.get_xdata()) > 1 or line.get_marker() == "."
+
+
 def test_curves_of_maml_have_a_line_for_each_agent_of_each_seed():
     figure = Figure()
     mean_return, step_size = np.random.default_rng(0).normal(size=(2, 2, 30, 2))
@@ -4575,7 +4590,7 @@ def random_run(name):
 
 
 def draw_run(game, results):
-    figure = games.draw_report("lola", game, results, "alpha", "tab:orange")
+    figure = games.draw_report("lola", game, results, "step alpha", "tab:orange")
     figure.draw_without_rendering()
     return figure
 
@@ -4608,6 +4623,7 @@ def test_the_figure_of_a_planar_run_shows_paths_and_basins(name):
     game, results = GAMES[name], random_run(name)
     figure = draw_run(game, results)
     assert figure.get_suptitle() == f"lola on {name}, 2 seeds"
+    assert "paths by step alpha" in figure.get_supxlabel()
     for i, setting in enumerate(results["sweep"]):
         above, below = figure.axes[i], figure.axes[2 + i]
         assert above.get_title() == f"alpha = {setting:g}"
