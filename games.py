@@ -1685,10 +1685,11 @@ def draw_plane(
     edge = game.extent * 29 / 28  # each point of the grid in the middle of its cell
     for i, setting in enumerate(sweep):
         top, bottom = panels[:, i]
-        shape = "," if jumps else "-"  # points or lines
+        shape = "." if jumps else "-"  # points or lines
+        line = {"color": color, "linewidth": 0.8, "markersize": 1.5}
         for path in results["trajectories"][i, 0]:  # (time, 2)
-            top.plot(path[:, 0], path[:, 1], shape, color=color, linewidth=0.8)
-            top.plot(path[-1, 0], path[-1, 1], ".", color="black")
+            top.plot(path[:, 0], path[:, 1], shape, **line)
+            top.plot(path[-1, 0], path[-1, 1], ".", color="black", zorder=3)
         title = f"{short} = {setting:g}" if len(sweep) > 1 else "self-play"
         top.set(title=title, ylabel="$x_2$", aspect="equal")
         top.set(xlim=(-edge, edge), ylim=(-edge, edge))
@@ -1696,13 +1697,13 @@ def draw_plane(
         share = (results["endpoints"][i] > 0).all(axis=-1).mean(axis=0)  # (29, 29)
         box = (-edge, edge, -edge, edge)
         bottom.imshow(share, origin="lower", extent=box, cmap="gray", vmin=0, vmax=1)
-        bottom.set(title=f"white: {share.mean():.1%}")
+        bottom.set(title=f"{share.mean():.1%} of starts")
         bottom.set(xlabel="$x_1$", ylabel="$x_2$")
     for axis in panels.flat:
         axis.label_outer()
     # What a reader needs who sees the picture alone.
     first = f"First row: paths by {symbol}; dots: their ends"
-    second = "Second row: from white, paths end at $x_1, x_2 > 0$ (gray: of some seeds)"
+    second = "Second row, white: starts of paths to $x_1, x_2 > 0$ (gray: some seeds)"
     figure.supxlabel(f"{first}\n{second}", fontsize="medium")
 
 
