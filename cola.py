@@ -617,8 +617,8 @@ def parse_args(argv=None):
 def draw_training(figure, results: dict, config: Config):
     """The loss in training, how consistent COLA and HOLA(n) are, and how alike."""
     left, middle, right = figure.subplots(1, 3)
-    left.plot(results["loss"].T, color="tab:purple", linewidth=0.5)  # one for each seed
-    left.set(xlabel="steps", ylabel="consistency loss", yscale="log")
+    left.plot(results["loss"].T, color="tab:purple", linewidth=0.8)  # one for each seed
+    left.set(xlabel="steps of training", ylabel="consistency loss", yscale="log")
 
     alphas = np.array(config.eval_alphas)
     by_seed = results["consistency"].mean(axis=2)  # (alpha, seed)
@@ -676,7 +676,7 @@ def main(argv=None):
         settings,
         config.eval_alphas,
         results,
-        symbol=r"$\alpha$",
+        symbol=r"look-ahead step $\alpha$",
         color="tab:purple",
         out=out,
         draw_below=lambda figure: draw_training(figure, results, config),

@@ -1509,12 +1509,12 @@ def check_finite(state, loss: np.ndarray, done: int, path: Path):
 
 # --- Reporting a run: an npz, a figure and a table ------------------------------------
 
-PLAYS = {  # what is played: its title, and who the other player is
-    "self_play": ("self-play", "other agent"),
-    "best_response": ("against a best response", "best response"),
-    "exact_best_response": ("exact best response", "exact best response"),
-    "versus_naive": ("with a naive learner", "naive learner"),
-    "versus_opponent": ("with the opponent of its training", "opponent"),
+PLAYS = {  # what is played, and its title, which says who the other player is
+    "self_play": "self-play",
+    "best_response": "with a learned best response",
+    "exact_best_response": "with an exact best response",
+    "versus_naive": "with a naive learner",
+    "versus_opponent": "with the opponent of its training",
 }
 
 
@@ -1539,7 +1539,7 @@ def report(
       settings: of the run, as `print_settings` returns them.
       sweep: the values of the setting that was swept, (S,), such as LOLA's alphas.
       results: of `evaluate_game`, with axes (S, seed, ...), and anything else.
-      symbol: of what was swept, for figures.
+      symbol: of what was swept, for figures, the last of the words that say what it is.
       color: of the algorithm in figures.
       out: the folder that results/ and figures/ are in.
       draw_below: draws something else, on a figure of its own below: `draw(figure)`.
@@ -1591,6 +1591,12 @@ def mean_and_error(returns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return samples.mean(axis=0), samples.std(axis=0, ddof=1) / len(samples) ** 0.5
 
 
+def samples_of(results: dict) -> str:
+    """What standard errors are over, in words: seeds, or the pairs of a single one."""
+    seeds, pairs = results["best_response"].shape[1:3]
+    return f"{seeds} seeds" if seeds > 1 else f"{pairs} pairs of policies"
+
+
 def describe_returns(returns: np.ndarray) -> str:
     """Means and standard errors, agent : other, of returns (seed, pair, 2)."""
     diverged = (~np.isfinite(returns)).any(axis=-1)
@@ -1606,13 +1612,12 @@ def describe_returns(returns: np.ndarray) -> str:
 
 def print_table(game: Game, results: dict, symbol: str):
     """Returns of all plays by setting, and where the points of a planar game end."""
-    seeds, pairs = next(iter(plays_of(results, 1).values())).shape[1:3]
-    over = f"{seeds} seeds" if seeds > 1 else f"{pairs} pairs of policies"
-    swept = symbol.strip("$\\")  # alpha, not LaTeX's
+    over = samples_of(results)
+    swept = symbol.replace("$", "").replace("\\", "")  # alpha, not LaTeX's
     print(f"Mean returns by {swept}, agent : other, +- standard error over {over}")
     for player in players_of(results):
         plays = plays_of(results, player)
-        titles = [PLAYS[name][0] for name in plays]
+        titles = [PLAYS[name] for name in plays]
         agent = "" if game.symmetric else f"player {player}"
         print(agent.rjust(10), *(title.rjust(34) for title in titles))
         for i, setting in enumerate(results["sweep"]):
@@ -1647,9 +1652,9 @@ def draw_report(
 ) -> Figure:
     """The figure of a run: the arguments are those of `report`."""
     players = players_of(results)
-    width, height = 10, 5.5 * len(players)
+    width, height = 10, (2.75 + policies_height(game)) * len(players)
     if game.planar:
-        width, height = max(5, 2 * len(results["sweep"]) + 1), 5
+        width, height = max(6, 2 * len(results["sweep"]) + 1), 5.5
     figure = Figure(figsize=(width, height), layout="constrained")
     upper = figure
     if draw_below is not None:
@@ -1675,31 +1680,50 @@ def draw_plane(
     White: points that end at x_1, x_2 > 0; gray: with some seeds.
     """
     sweep = results["sweep"]
+    short = symbol.split()[-1]
     panels = figure.subplots(2, len(sweep), sharex=True, sharey=True, squeeze=False)
     edge = game.extent * 29 / 28  # each point of the grid in the middle of its cell
     for i, setting in enumerate(sweep):
         top, bottom = panels[:, i]
-        shape = "," if jumps else "-"  # points or lines
+        shape = "." if jumps else "-"  # points or lines
+        line = {"color": color, "linewidth": 0.8, "markersize": 1.5}
         for path in results["trajectories"][i, 0]:  # (time, 2)
-            top.plot(path[:, 0], path[:, 1], shape, color=color, linewidth=0.6)
-            top.plot(path[-1, 0], path[-1, 1], ".", color="black")
-        title = f"{symbol} = {setting:g}" if len(sweep) > 1 else "self-play"
+            top.plot(path[:, 0], path[:, 1], shape, **line)
+            top.plot(path[-1, 0], path[-1, 1], ".", color="black", zorder=3)
+        title = f"{short} = {setting:g}" if len(sweep) > 1 else "self-play"
         top.set(title=title, ylabel="$x_2$", aspect="equal")
         top.set(xlim=(-edge, edge), ylim=(-edge, edge))
 
         share = (results["endpoints"][i] > 0).all(axis=-1).mean(axis=0)  # (29, 29)
         box = (-edge, edge, -edge, edge)
         bottom.imshow(share, origin="lower", extent=box, cmap="gray", vmin=0, vmax=1)
-        bottom.set(title=f"{share.mean():.1%} at $x_1, x_2 > 0$")
+        bottom.set(title=f"{share.mean():.1%} of starts")
         bottom.set(xlabel="$x_1$", ylabel="$x_2$")
     for axis in panels.flat:
         axis.label_outer()
+    # What a reader needs who sees the picture alone.
+    first = f"First row: paths by {symbol}; dots: their ends"
+    second = "Second row, white: starts of paths to $x_1, x_2 > 0$ (gray: some seeds)"
+    figure.supxlabel(f"{first}\n{second}", fontsize="medium")
+
+
+def policies_height(game: Game) -> float:
+    """Height of the panel of policies, in inches: their numbers need room."""
+    return max(2.75, 0.24 * len(game.labels))
+
+
+def mark_settings(axis, results: dict, symbol: str):
+    """The settings that were swept, at 0, 1, 2, ... on the horizontal axis."""
+    labels = [f"{setting:g}" for setting in results["sweep"]]
+    rotation = 60 if len(labels) > 6 else 0
+    axis.set_xticks(range(len(labels)), labels, rotation=rotation)
+    axis.set_xlabel(symbol)
 
 
 def draw_play(axis, returns: np.ndarray, color: str, labels: tuple[str, str]):
     """Returns (S, seed, pair, 2): means and errors; thin: the agent's by seed.
 
-    Returns what was drawn, a flat array.
+    Returns what was drawn, with the ends of the error bars, a flat array.
     """
     positions = np.arange(len(returns))
     with np.errstate(invalid="ignore"):  # where policies have diverged
@@ -1710,11 +1734,12 @@ def draw_play(axis, returns: np.ndarray, color: str, labels: tuple[str, str]):
     axis.plot(positions, by_seed, ".-", color=color, linewidth=0.5, markersize=3)
     agent = {"fmt": "o-", "color": color, "label": labels[0]}
     other = {"fmt": "s--", "color": "black", "label": labels[1]}
-    axis.errorbar(positions, mean[:, 0], error[:, 0], **agent)
-    axis.errorbar(positions + 0.1, mean[:, 1], error[:, 1], **other)
-    axis.set_xlim(-0.5, len(returns) - 0.4)
-    axis.legend(fontsize="small", framealpha=0.5)
-    return np.concatenate([mean.ravel(), by_seed.ravel()])
+    axis.errorbar(positions, mean[:, 0], error[:, 0], markersize=5, **agent)
+    # Further right, so that neither covers the other.
+    axis.errorbar(positions + 0.2, mean[:, 1], error[:, 1], markersize=4, **other)
+    axis.set_xlim(-0.5, len(returns) - 0.3)
+    drawn = (mean, mean - error, mean + error, by_seed)
+    return np.concatenate([each.ravel() for each in drawn])
 
 
 def draw_player(
@@ -1725,16 +1750,17 @@ def draw_player(
     cells = [*plays, "policies"]
     while len(cells) % 3 > 0:  # in rows of three, the policies as wide as there is room
         cells.append("policies")
-    axes = figure.subplot_mosaic(np.reshape(cells, (-1, 3)))
+    rows = np.reshape(cells, (-1, 3))
+    heights = [2.75] * (len(rows) - 1) + [policies_height(game)]
+    axes = figure.subplot_mosaic(rows, height_ratios=heights)
 
-    ticks = [f"{setting:g}" for setting in results["sweep"]]
     agent = "agent" if game.symmetric else f"agent, player {player}"
+    other = f"the other player (bars: standard errors over {samples_of(results)})"
     drawn = []
     for name, returns in plays.items():
-        title, other = PLAYS[name]
         drawn.append(draw_play(axes[name], returns, color, (agent, other)))
-        axes[name].set(title=title, xlabel=symbol, ylabel="expected return")
-        axes[name].set_xticks(range(len(ticks)), ticks, rotation=60)
+        axes[name].set(title=PLAYS[name], ylabel="expected return")
+        mark_settings(axes[name], results, symbol)
 
     drawn = np.concatenate(drawn)
     drawn = drawn[np.isfinite(drawn)]  # without what has diverged
@@ -1745,11 +1771,14 @@ def draw_player(
     limits = robust_limits(drawn, least)
     for name in plays:
         axes[name].set_ylim(limits)
+    # One legend for all of them, above, where it covers nothing.
+    lines, labels = axes["best_response"].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper center", ncols=2)
     draw_policies(axes["policies"], game, results, player, symbol)
 
 
 def draw_policies(axis, game: Game, results: dict, player: int, symbol: str):
-    """Mean policies of agents in self-play: chances of C in iterated games."""
+    """Mean policies at the end of a play: chances of C in iterated games."""
     policies = results["policies"]  # (S, seed, pair, 2, n)
     if game.iterated:
         shown = jax.nn.sigmoid(policies)
@@ -1757,11 +1786,12 @@ def draw_policies(axis, game: Game, results: dict, player: int, symbol: str):
         shown = jnp.vectorize(game.features, signature="(p,n)->(p,m)")(policies)
     means = np.asarray(shown[..., player - 1, :].mean(axis=(1, 2)))  # (S, m)
     scale = {"vmin": 0, "vmax": 1} if game.iterated else {}
-    axis.imshow(means.T, cmap="YlGn", aspect="auto", alpha=0.7, **scale)
+    axis.imshow(means.T, cmap="YlGn", aspect="auto", alpha=0.5, **scale)
     for (i, j), mean in np.ndenumerate(means):
         axis.text(i, j, f"{mean:.2f}", ha="center", va="center", fontsize="small")
-    what = "P(cooperate) after ..." if game.iterated else "policies"
-    axis.set(title=f"{what}, self-play", xlabel=symbol)
-    ticks = [f"{setting:g}" for setting in results["sweep"]]
-    axis.set_xticks(range(len(means)), ticks, rotation=60)
+    what = "P(cooperate) after own, other's action" if game.iterated else "policies"
+    # Where there is no self-play, they are those beside the opponent of training.
+    play = "self_play" if "self_play" in results else "versus_opponent"
+    axis.set_title(f"{what}; {PLAYS[play]}")
+    mark_settings(axis, results, symbol)
     axis.set_yticks(range(means.shape[1]), game.labels)

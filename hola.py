@@ -239,7 +239,7 @@ def main(argv=None):
         settings,
         config.alphas,
         jax.device_get(results),
-        symbol=r"$\alpha$",
+        symbol=r"look-ahead step $\alpha$",
         color="tab:green",
         out=out,
     )

@@ -373,8 +373,8 @@ def draw_curves(figure, curves: dict, config: Config):
     steps = np.arange(1, config.outer_steps + 1)
     for axis, name in ((left, "mean_return"), (right, "step_size")):
         curve = curves[name]  # (seed, step, 2)
-        axis.plot(steps, curve[..., 0].T, "-", color="tab:red", linewidth=0.6)
-        axis.plot(steps, curve[..., 1].T, ":", color="tab:red", linewidth=0.6)
+        axis.plot(steps, curve[..., 0].T, "-", color="tab:red", linewidth=1)
+        axis.plot(steps, curve[..., 1].T, ":", color="tab:red", linewidth=1.5)
         axis.set(xlabel="steps of Adam")
     left.set(ylabel="mean return in training")
     right.set(ylabel="step size of the agent")

@@ -966,7 +966,7 @@ def draw_curves(figure, curves: dict, config: Config):
     titles = {
         "loss": "loss",
         "td_error": "TD error",
-        "self_play_curve": "mean return at gamma = .95",
+        "self_play_curve": r"mean return at $\gamma$ = .95",
     }
     if config.fixed_gamma is not None:
         titles["self_play_curve"] = "mean return"
@@ -974,8 +974,11 @@ def draw_curves(figure, curves: dict, config: Config):
     for axis, (name, title) in zip(axes, titles.items()):
         curve = curves[name]  # (seed, time)
         steps = np.linspace(0, config.outer_steps, curve.shape[1] + 1)[1:]
-        axis.plot(steps, curve.T, color="tab:blue", linewidth=0.6)
+        # A point alone, as in a short run, has no line.
+        point = "." if len(steps) == 1 else ""
+        axis.plot(steps, curve.T, point + "-", color="tab:blue", linewidth=1)
         axis.set(xlabel="outer loops", ylabel=title)
+        axis.set_xlim(left=0)
     for axis in axes[:2]:
         axis.set_yscale("log")
     axes[2].set_ylim(robust_limits(curves["self_play_curve"], least=0.1))
@@ -1017,7 +1020,7 @@ def main(argv=None):
         settings,
         config.eval_gammas,
         results,
-        symbol=r"$\gamma$",
+        symbol=r"meta-discount $\gamma$",
         color="tab:blue",
         out=out,
         draw_below=lambda figure: draw_curves(figure, curves, config),

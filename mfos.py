@@ -601,9 +601,9 @@ def parse_args(argv=None):
 
 def draw_returns(axis, returns: np.ndarray, times: str):
     """Player 1's returns and the other's, (seed, time, 2), a line for each seed."""
-    axis.plot(returns[..., 0].T, color="tab:pink", linewidth=0.6)
-    axis.plot(returns[..., 1].T, ":", color="black", linewidth=0.6)
-    axis.set(title="agent (dotted: the other player)")
+    axis.plot(returns[..., 0].T, color="tab:pink", linewidth=1)
+    axis.plot(returns[..., 1].T, ":", color="black", linewidth=1)
+    axis.set(title="player 1, the agent (dotted: player 2)")
     axis.set(xlabel=times, ylabel="mean return")
     axis.set_ylim(robust_limits(returns, least=0.1))
 
@@ -654,7 +654,7 @@ def main(argv=None):
         settings,
         [config.lr],
         results,
-        symbol="lr",
+        symbol="step size lr",
         color="tab:pink",
         out=out,
         draw_below=lambda figure: draw_curves(figure, curves, results),

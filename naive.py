@@ -192,7 +192,7 @@ def main(argv=None):
         settings,
         [config.lr],
         jax.device_get(results),
-        symbol="lr",
+        symbol="step size lr",
         color="tab:gray",
         out=out,
     )

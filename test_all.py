@@ -2745,6 +2745,21 @@ def assert_drawn(axis, curves):
         np.testing.assert_array_equal([line.get_ydata() for line in lines], expected)
 
 
+@pytest.mark.parametrize("times", [1, 4])
+def test_a_curve_of_meva_is_seen_even_if_it_is_one_point(times):
+    random = np.random.default_rng(0)
+    curves = {"loss": random.uniform(1, 2, (2, 25))}
+    curves["td_error"] = random.uniform(1, 2, (2, 25))
+    curves["self_play_curve"] = random.uniform(-2, -1, (2, times))
+    figure = Figure()
+    meva.draw_curves(figure, curves, meva.make_config("ipd", outer_steps=100))
+    for axis, curve in zip(figure.axes, curves.values(), strict=True):
+        np.testing.assert_array_equal([line.get_ydata() for line in axis.lines], curve)
+        assert axis.get_xlim()[0] == 0
+    line = figure.axes[2].lines[0]
+    assert len(line.get_xdata()) > 1 or line.get_marker() == "."
+
+
 def test_curves_of_maml_have_a_line_for_each_agent_of_each_seed():
     figure = Figure()
     mean_return, step_size = np.random.default_rng(0).normal(size=(2, 2, 30, 2))
@@ -4575,7 +4590,7 @@ def random_run(name):
 
 
 def draw_run(game, results):
-    figure = games.draw_report("lola", game, results, "alpha", "tab:orange")
+    figure = games.draw_report("lola", game, results, "step alpha", "tab:orange")
     figure.draw_without_rendering()
     return figure
 
@@ -4608,6 +4623,7 @@ def test_the_figure_of_a_planar_run_shows_paths_and_basins(name):
     game, results = GAMES[name], random_run(name)
     figure = draw_run(game, results)
     assert figure.get_suptitle() == f"lola on {name}, 2 seeds"
+    assert "paths by step alpha" in figure.get_supxlabel()
     for i, setting in enumerate(results["sweep"]):
         above, below = figure.axes[i], figure.axes[2 + i]
         assert above.get_title() == f"alpha = {setting:g}"
@@ -4685,6 +4701,38 @@ def test_all_panels_of_a_run_have_the_same_limits_without_its_outlier():
     assert -3 < limits.pop()[0] < -1.7
 
 
+def test_the_legend_of_a_run_covers_no_panel_and_says_what_bars_are():
+    figure = draw_run(GAMES["ipd"], returns_of(-2, -1, settings=10))
+    (part,) = figure.subfigs
+    (legend,) = part.legends
+    words = [text.get_text() for text in legend.get_texts()]
+    assert words[0] == "agent"
+    assert "standard errors over 4 pairs of policies" in words[1]
+    box = legend.get_window_extent()
+    assert not any(box.overlaps(axis.get_tightbbox()) for axis in figure.axes)
+
+
+@pytest.mark.parametrize("name", ["ipd", "ipd+memory=2"])
+def test_numbers_of_policies_do_not_overlap(name):
+    game, results = games.find_game(name), returns_of(-2, -1, settings=10)
+    results["policies"] = np.zeros((10, 1, 4, 2, game.n))
+    panel = draw_run(game, results).axes[-1]
+    boxes = [text.get_window_extent() for text in panel.texts]
+    boxes += [label.get_window_extent() for label in panel.get_yticklabels()]
+    assert len(boxes) == 11 * len(game.labels)
+    for i, box in enumerate(boxes):
+        assert box.count_overlaps(boxes[:i]) == 0
+
+
+def test_error_bars_are_within_the_picture():
+    """One pair at -1 and three at -2: a mean of -1.75, and an error of .25."""
+    results = returns_of(-2, -2, settings=10)
+    results["self_play"][:, :, 0] = -1
+    low, high = draw_run(GAMES["ipd"], results).axes[0].get_ylim()
+    assert low < -2
+    assert high > -1.5
+
+
 def test_a_run_that_diverged_is_drawn():
     own = BOWL._replace(n=2, features=lambda x: x, labels=("a", "b"))
     results = returns_of(1, 2, settings=2)
@@ -4738,7 +4786,7 @@ def test_a_tables_errors_are_over_seeds_where_there_are_several(capsys):
     results = a_table()
     first, titles, *rows = table_of("ipd", results, capsys)
     assert first.endswith("+- standard error over 3 seeds")
-    assert cells_of(titles) == [title for title, _ in games.PLAYS.values()]
+    assert cells_of(titles) == list(games.PLAYS.values())
     assert len(rows) == 2
     for i, setting in enumerate(("0.5", "20")):
         cells = [by_hand(results[name][i].mean(axis=1)) for name in games.PLAYS]
