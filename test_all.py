@@ -5592,7 +5592,8 @@ def test_players_and_trials_draw_by_keys_of_their_own():
     game = GAMES["imp"]
 
     def draw(x, model, gammas, key):
-        return model + jax.random.uniform(key, (2, game.n), maxval=0.1)
+        drawn = jax.random.uniform(key, (game.n,), maxval=0.1)
+        return model + jnp.stack([drawn, drawn])
 
     models = (np.float32([10, 20, 30]), np.float32([-10, -20]))
     starts = jnp.zeros((7, 2, game.n))
@@ -5628,6 +5629,48 @@ def trained_runs(game):
         arrays = games.flatten("params", stacked)
         runs[name] = plots.Results(arrays, config=settings, path="")
     return models, runs
+
+
+def test_rules_hand_their_settings_on():
+    """Each follows what its script returns, here its place in a list."""
+    game, x = GAMES["imp"], np.ones((2, 5))
+    calls = {
+        (naive, "naive_gradient"): ((game.f, x), {}),
+        (lola, "lola_gradient"): ((game.f, x, 8.0), {}),
+        (hola, "hola_gradient"): ((game.f, x, 8.0), {"order": 2}),
+        (sos, "sos_gradient"): ((game.f, x, 8.0), {"scale": 1 / (1 - 0.96)}),
+    }
+    everyone = tournament.untrained(game, tournament.Protocol(0.5, 8.0, 0.9, 2))
+    rules = [everyone[name].step for name in ("naive", "lola", "hola2", "sos")]
+    for k, ((module, name), (args, settings)) in enumerate(calls.items()):
+        with mock.patch.object(module, name, return_value=k) as function:
+            np.testing.assert_allclose(rules[k](x), x + 0.5 * k)
+        function.assert_called_once_with(*args, **settings)
+    with mock.patch.object(pola, "pola_step", return_value=7) as function:
+        assert everyone["pola"].step(x) == 7
+    f, _, alpha, beta, _ = function.call_args.args
+    assert (f, alpha, beta) == (game.f, 8.0, 2.0)
+    assert function.call_args.kwargs == {"steps": 30, "tolerance": 1e-3}
+    with mock.patch.object(lola, "lola_gradient", return_value=1) as function:
+        everyone["lola-taylor-stop"].step(x)
+    assert function.call_args.kwargs == {"variant": "taylor-stop"}
+
+
+def test_each_seat_has_its_model_and_meva_its_gamma():
+    game, gamma = GAMES["imp"], 0.7
+    runs = {}
+    for k, name in enumerate(("meva-naive", "meva-naive+swapped")):
+        config = tiny("imp", opponent="naive", blocks=0)
+        model = meva.model_init(jax.random.key(k), game, config)
+        arrays = games.flatten("params", jax.tree.map(lambda leaf: leaf[None], model))
+        settings = dataclasses.asdict(config) | {"run_on": ""}
+        runs[name] = plots.Results(arrays, config=settings, path="")
+    protocol = tournament.Protocol(0.5, 8.0, gamma, 2)
+    one = tournament.trained("meva-naive", game, protocol, runs)
+    assert one.gamma == gamma
+    for name, models in zip(runs, one.models, strict=True):
+        for key, leaf in games.flatten("params", models).items():
+            np.testing.assert_array_equal(leaf, runs[name][key])
 
 
 def test_m_maml_starts_where_it_chose_and_has_two_step_sizes():
@@ -5966,6 +6009,9 @@ def test_a_rule_of_ones_own_plays_beside_all_others(short_tournament, tmp_path):
     np.testing.assert_array_equal(returns[:3, :3], before["returns"])
     np.testing.assert_allclose(returns[3, :3], before["returns"][0], rtol=1e-5)
     np.testing.assert_allclose(returns[:3, 3], before["returns"][:, 0], rtol=1e-5)
+    # Another rule by the same name plays anew.
+    again = play_few("bach_or_stravinsky", out, {"mine": lambda x: 0.9 * x})
+    np.testing.assert_allclose(again["returns"][3, :3], before["returns"][1], rtol=1e-5)
     with pytest.raises(ValueError, match="there is a contestant drift"):
         play_few("bach_or_stravinsky", out, {"drift": drift})
 
@@ -5973,7 +6019,7 @@ def test_a_rule_of_ones_own_plays_beside_all_others(short_tournament, tmp_path):
 def test_a_contestant_has_models_starts_and_a_game_of_its_own(tmp_path):
     """Two models move by 1 and 2 from starts of their own, on another game."""
     game = games.iterated_game("mine", own=(3, 0, 5, 1), lr=1.0)
-    starts = np.float32([[[0] * 5] * 2, [[1] * 5] * 2])
+    starts = np.float32([[[0] * 5, [3] * 5], [[1] * 5, [4] * 5]])
 
     def step(x, model, gammas, key):
         return x + model
