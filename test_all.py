@@ -5632,7 +5632,7 @@ def trained_runs(game):
 
 
 def test_rules_hand_their_settings_on():
-    """Each follows what its script returns, here its place in a list."""
+    """Each follows what its script returns, here a number, with the step size .5."""
     game, x = GAMES["imp"], np.ones((2, 5))
     calls = {
         (naive, "naive_gradient"): ((game.f, x), {}),
@@ -5643,8 +5643,8 @@ def test_rules_hand_their_settings_on():
     everyone = tournament.untrained(game, tournament.Protocol(0.5, 8.0, 0.9, 2))
     rules = [everyone[name].step for name in ("naive", "lola", "hola2", "sos")]
     for k, ((module, name), (args, settings)) in enumerate(calls.items()):
-        with mock.patch.object(module, name, return_value=k) as function:
-            np.testing.assert_allclose(rules[k](x), x + 0.5 * k)
+        with mock.patch.object(module, name, return_value=k + 1) as function:
+            np.testing.assert_allclose(rules[k](x), x + 0.5 * (k + 1))
         function.assert_called_once_with(*args, **settings)
     with mock.patch.object(pola, "pola_step", return_value=7) as function:
         assert everyone["pola"].step(x) == 7
