@@ -1539,7 +1539,7 @@ def report(
       settings: of the run, as `print_settings` returns them.
       sweep: the values of the setting that was swept, (S,), such as LOLA's alphas.
       results: of `evaluate_game`, with axes (S, seed, ...), and anything else.
-      symbol: of what was swept, for figures, the last of the words that say what it is.
+      symbol: words for what was swept, of which the last is its symbol in figures.
       color: of the algorithm in figures.
       out: the folder that results/ and figures/ are in.
       draw_below: draws something else, on a figure of its own below: `draw(figure)`.

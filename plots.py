@@ -30,7 +30,6 @@ import jax
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from games import GAMES, find_game, run_script, write_file
 
@@ -66,7 +65,7 @@ SYMBOLS = {  # of what is swept
     "pola": r"$\alpha$",
     "meva": r"$\gamma$",
 }
-PLAYS = {  # what is played: its title, and who the second player is
+PANELS = {  # what is played: its title, and who the second player is
     "self_play": ("self-play", "other agent"),
     "best_response": ("against a best response", "best response"),
     "versus_naive": ("with a naive learner", "naive learner"),
@@ -77,7 +76,7 @@ RETURNS = {  # what is played: its name in a table
     "exact_best_response": "exact best response",
     "versus_naive": "naive learner",
 }
-POLICIES = ("policies", "response_policies", "versus_naive_policies")  # as in PLAYS
+POLICIES = ("policies", "response_policies", "versus_naive_policies")  # as in PANELS
 
 ABLATIONS = {  # runs of MeVa on the IPD: what is changed
     "all_techniques": "all techniques",
@@ -168,7 +167,7 @@ def load(path: Path) -> Results:
     """The results in a file, each array in the shape that it should have, or Broken."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            results = Results(file)
+            results = Results(file, path=path)
         config = json.loads(str(results["config"]))
         game = find_game(config["game"])
         sizes = {"n": len(game.labels), "A": np.size(results.get("names"))}
@@ -182,7 +181,7 @@ def load(path: Path) -> Results:
     except Exception as error:  # noqa: BLE001 (a damaged file can raise nearly all)
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise Broken(f"{path} is not the results of a run ({reason})") from None
-    results.update(config=config, path=path)
+    results["config"] = config
     return results
 
 
@@ -333,7 +332,7 @@ def labelled(script: str, results: Results, i: int) -> str:
     lr = results["config"]["lr"]
     usual = find_game(results["config"]["game"]).lr
     if script == "pola":
-        usual *= 10
+        usual *= 10  # its default
     if lr != usual:
         words += f", lr = {lr:g}"
     return words
@@ -432,7 +431,7 @@ def draw_fig3(figure: Figure, runs: dict):
     axes = figure.subplots(2, 4, sharey=True, width_ratios=(3, 3, 3, 2))
     for row, script, setting in zip(axes, ("meva", "lola"), (0.99, 10), strict=True):
         results = runs[f"{script}_ipd"]
-        for axis, play in zip(row, PLAYS):
+        for axis, play in zip(row, PANELS):
             draw_returns(axis, script, results, play)
         row[0].set_ylabel(f"{TITLES[script]}: return per round")
         i = at(results, setting, exactly=False)
@@ -450,7 +449,7 @@ def draw_fig3(figure: Figure, runs: dict):
 
 def draw_returns(axis, script: str, results: Results, play: str):
     """The agent's and the other's returns by setting."""
-    title, other = PLAYS[play]
+    title, other = PANELS[play]
     ticks = place_settings(axis, results["sweep"], rotation=90)
     returns = results[play]  # (S, seed, pair, 2)
     by_seed = returns.mean(axis=2)[..., 0]
@@ -591,8 +590,8 @@ def draw_policies(figure: Figure, runs: dict):
     for row, script, setting in zip(axes, ("meva", "lola"), (0.99, 10), strict=True):
         results = runs[f"{script}_ipd"]
         i = at(results, setting, exactly=False)
-        for axis, name, play in zip(row, POLICIES, PLAYS, strict=True):
-            title, other = PLAYS[play]
+        for axis, name, play in zip(row, POLICIES, PANELS, strict=True):
+            title, other = PANELS[play]
             agent, opponent = strategies(results[name][i]).reshape(-1, 2).T
             counts, _, _ = np.histogram2d(opponent, agent, np.arange(33))
             shares = np.where(counts > 0, counts / counts.sum(), np.nan)
@@ -659,7 +658,7 @@ def draw_ablations(figure: Figure, runs: dict):
     upper, lower = figure.subfigures(2, 1, height_ratios=(3, 2.2))
     axes = upper.subplots(1, 3, sharey=True)
     rows = np.arange(len(ABLATIONS))[::-1]
-    for axis, (play, (title, _)) in zip(axes, PLAYS.items(), strict=True):
+    for axis, (play, (title, _)) in zip(axes, PANELS.items(), strict=True):
         for row, name in zip(rows, ABLATIONS):
             results = runs[name]
             i = at(results, 0.99, exactly=False)
@@ -716,7 +715,7 @@ def draw_samples(figure: Figure, runs: dict):
             axis.axhline(of_exact, color="gray", linestyle=":", label="exact")
             seeds = count(exact, "model" if script == "meva" else "seed")
             label = f"{TITLES[script]}, {SYMBOLS[script]} = {setting:g}, {seeds}"
-            axis.set(title=f"{label}: {PLAYS[play][0]}", xscale="log")
+            axis.set(title=f"{label}: {PANELS[play][0]}", xscale="log")
             axis.set_xticks(EPISODES, EPISODES)
             axis.minorticks_off()
         axes[0].set_ylabel("agent's return per round")
@@ -756,17 +755,9 @@ def save_figure(draw, path: Path):
     with matplotlib.rc_context(STYLE):
         figure = Figure(layout="constrained")
         draw(figure)
-        write_file(path, partial(save_image, figure, path.suffix))
-
-
-def save_image(figure: Figure, suffix: str, path: Path):
-    """Write a figure; a PNG with 256 colors, so that it has a third of its size."""
-    margins = {"bbox_inches": "tight", "pad_inches": "layout"}
-    figure.savefig(path, format=suffix[1:], dpi=200, **margins)
-    if suffix == ".png":
-        image = Image.open(path).convert("RGB")
-        image = image.quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=1)
-        image.save(path, format="png", optimize=True)
+        margins = {"bbox_inches": "tight", "pad_inches": "layout"}
+        settings = {"format": path.suffix[1:], "dpi": 160, **margins}
+        write_file(path, partial(figure.savefig, **settings))
 
 
 def draw_figure(name: str, folders: list[Path], path: Path) -> list[str]:

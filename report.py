@@ -48,7 +48,7 @@ from plots import (
     KINDS,
     OF_KINDS,
     OF_SAMPLES,
-    PLAYS,
+    PANELS,
     RETURNS,
     RULES,
     SAMPLED,
@@ -177,10 +177,12 @@ def runs_of_variants() -> dict[str, str]:
         runs[name] = f"meva.py --game ipd {SHORT} {switch}".strip()
     for episodes in (0, *EPISODES):
         game = "ipd" if episodes == 0 else f"ipd+episodes={episodes}+length=50"
-        lola = f"lola.py --game {game} --alphas 10 --quick"
-        runs[sampled_run("lola", episodes)] = lola
-        meva = f"meva.py --game {game} --batch-size 4 --num-seeds 3 --quick"
-        runs[sampled_run("meva", episodes)] = meva
+        runs[sampled_run("lola", episodes)] = (
+            f"lola.py --game {game} --alphas 10 --quick"
+        )
+        runs[sampled_run("meva", episodes)] = (
+            f"meva.py --game {game} --batch-size 4 --num-seeds 3 --quick"
+        )
     return runs
 
 
@@ -196,29 +198,36 @@ def runs_of_models(game: str, step: float) -> dict[str, str]:
     runs[f"authors/maml_{game}"] = (
         f"maml.py --game {game} --num-seeds 8 {steps} --model-lr 0.1"
     )
-    meva = f"{seeds} {steps} --alpha {step:g} {AUTHORS_MEVA}"
-    runs[f"authors/meva_{game}"] = f"meva.py --game {game} {meva}"
+    of_meva = f"{seeds} {steps} --alpha {step:g} {AUTHORS_MEVA}"
+    runs[f"authors/meva_{game}"] = f"meva.py --game {game} {of_meva}"
     seats = [game]
     if not GAMES[game].symmetric:
         seats.append(f"{game}+swapped")  # a model beside others is for one seat
     for opponent in ("naive", "lola"):
         for seat in seats:
             runs[f"authors/meva-{opponent}_{seat}"] = (
-                f"meva.py --game {seat} --opponent {opponent} {meva}"
+                f"meva.py --game {seat} --opponent {opponent} {of_meva}"
             )
-    mfos = f"mfos.py --game {game} --num-seeds 2 --quick {steps} --alpha {step:g}"
-    runs[f"authors/mfos_{game}"] = mfos
+    of_mfos = f"mfos.py --game {game} --num-seeds 2 --quick {steps} --alpha {step:g}"
+    runs[f"authors/mfos_{game}"] = of_mfos
     for opponent in ("lola", "self"):
-        runs[f"authors/mfos-{opponent}_{game}"] = f"{mfos} --opponent {opponent}"
+        runs[f"authors/mfos-{opponent}_{game}"] = f"{of_mfos} --opponent {opponent}"
+    return runs
+
+
+def small_runs() -> dict[str, str]:
+    """Every algorithm on every game."""
+    runs = {}
+    for game in GAMES:
+        for script in TITLES:
+            runs[f"games/{script}_{game}"] = f"{script}.py --game {game} --quick"
     return runs
 
 
 RUNS.update(runs_of_variants())
-for game, step in TOURNAMENTS.items():
-    RUNS.update(runs_of_models(game, step))
-for game in GAMES:
-    for script in TITLES:
-        RUNS[f"games/{script}_{game}"] = f"{script}.py --game {game} --quick"
+for name, lr in TOURNAMENTS.items():
+    RUNS.update(runs_of_models(name, lr))
+RUNS.update(small_runs())
 
 
 def command(name: str) -> str:
@@ -563,7 +572,8 @@ def meva_comes_to_b(meva: Results) -> list[Claim]:
             f"all of the grid is within {RADIUS} of B after 200 steps, in every model "
             "at every gamma",
             came == 1,
-            f"a share of {came[0].mean():.2f} is at .91, {came[-1].mean():.2f} at .99",
+            f"a share of {came[0].mean():.2f} is at {gammas[above][0]:g}, "
+            f"{came[-1].mean():.2f} at {gammas[-1]:g}",
             series(gammas[above], came),
             ours=True,
         ),
@@ -573,7 +583,8 @@ def meva_comes_to_b(meva: Results) -> list[Claim]:
             "the mean share never falls from one gamma to the next, and is 1 at the "
             "last",
             [*rising, shares[-1].min() == 1],
-            f"from {shares[0].mean():.3f} at 0 to {shares[-1].mean():.3f} at .99",
+            f"from {shares[0].mean():.3f} at {gammas[0]:g} to "
+            f"{shares[-1].mean():.3f} at {gammas[-1]:g}",
             series(gammas, shares),
         ),
     ]
@@ -727,7 +738,8 @@ def meva_cooperates(meva: Results) -> list[Claim]:
             "as gamma increases, cooperation becomes more prevalent",
             f"its share of the rounds {RISES}",
             rises(rates),
-            f"from {spread(rates[0])} of the rounds at 0 to {spread(rates[-1])} at "
+            f"from {spread(rates[0])} of the rounds at {gammas[0]:g} to "
+            f"{spread(rates[-1])} at "
             f"{gammas[-1]:g}",
             series(gammas, rates),
         ),
@@ -847,13 +859,13 @@ def meva_plays_tit_for_tat(meva: Results) -> list[Claim]:
 
 def by_play(results: Results) -> np.ndarray:
     """The agent's mean return in each of the three plays, by setting, (3, S)."""
-    return np.array([results[play].mean(axis=(1, 2))[:, 0] for play in PLAYS])
+    return np.array([results[play].mean(axis=(1, 2))[:, 0] for play in PANELS])
 
 
 def best_and_last(results: Results) -> str:
     """In words: the best mean returns of the agent, and those at the last setting."""
     words = []
-    for (title, _), curve in zip(PLAYS.values(), by_play(results), strict=True):
+    for (title, _), curve in zip(PANELS.values(), by_play(results), strict=True):
         setting = results["sweep"][curve.argmax()]
         words.append(f"{title} {curve.max():.3f} at {setting:g}, {curve[-1]:.3f} last")
     return "; ".join(words)
@@ -1313,7 +1325,7 @@ def table_of_games(runs: dict[str, Results]) -> str:
     At gamma = .99, or at the largest look-ahead up to 10.
     """
     parts = []
-    for play, (title, other) in PLAYS.items():
+    for play, (title, other) in PANELS.items():
         rows = []
         for game in GAMES:
             row = [f"`{game}`"]

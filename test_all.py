@@ -4836,11 +4836,11 @@ def test_a_table_has_both_players_agents_and_the_basins(capsys):
 # drawn.
 
 
-def plot(words, capsys):
-    """The exit status of plots.py with these words, and what it prints."""
+def call(main, words, capsys):
+    """The exit status of a script with these words, and what it prints."""
     status = 0
     try:
-        plots.main(words)
+        main(words)
     except SystemExit as end:
         status = end.code
     return status, *capsys.readouterr()
@@ -4849,16 +4849,16 @@ def plot(words, capsys):
 @slow
 def test_every_figure_is_drawn(tmp_path, capsys):
     shutil.copytree(ROOT / "results/paper", tmp_path / "results/paper")
-    status, out, _ = plot(["--out", str(tmp_path), "--paper"], capsys)
+    status, out, _ = call(plots.main, ["--out", str(tmp_path), "--paper"], capsys)
     assert status == 0
     assert out.isascii()
     for name in plots.FIGURES:
         assert f"figures/{name}.png" in out
         path = tmp_path / f"figures/{name}.png"
         image = imread(path)
-        assert image.shape[1] > 1200
+        assert image.shape[1] > 1000
         assert image.std() > 0.05  # something is on it
-        assert path.stat().st_size < 250_000
+        assert path.stat().st_size < 500_000
 
 
 def test_own_runs_are_drawn_first_and_elsewhere(tmp_path, capsys):
@@ -4869,14 +4869,14 @@ def test_own_runs_are_drawn_first_and_elsewhere(tmp_path, capsys):
         shutil.copy(ROOT / f"results/paper/{name}.npz", kept)
     shutil.copy(kept / "lola_ipd.npz", tmp_path / "results")
     words = ["--out", str(tmp_path), "--figure", "policies"]
-    status, out, _ = plot(words, capsys)
+    status, out, _ = call(plots.main, words, capsys)
     assert status == 0
     assert f"from {tmp_path}/results/lola_ipd.npz, ipd, 8 seeds\n" in out
     assert f"from {kept}/meva_ipd.npz, ipd, 8 seeds, 2000 outer loops\n" in out
     assert (tmp_path / "figures/own/policies.png").exists()
     assert not (tmp_path / "figures/policies.png").exists()
 
-    status, out, _ = plot([*words, "--paper", "--format", "pdf"], capsys)
+    status, out, _ = call(plots.main, [*words, "--paper", "--format", "pdf"], capsys)
     assert status == 0
     assert f"from {kept}/lola_ipd.npz" in out
     assert (tmp_path / "figures/policies.pdf").read_bytes().startswith(b"%PDF")
@@ -4892,14 +4892,14 @@ def test_a_run_in_a_folder_of_its_own_is_found_and_a_missing_one_named(
     assert list(runs) == ["meva_ipd"]
     assert missing == ["lola_ipd"]
     words = ["--out", str(tmp_path), "--figure", "fig3"]
-    status, out, _ = plot(words, capsys)
+    status, out, _ = call(plots.main, words, capsys)
     assert status == 1
     assert "missing for fig3: lola_ipd\n" in out
     assert "details.md" in out
 
 
 def test_a_missing_run_is_named_once_with_all_its_figures(tmp_path, capsys):
-    status, out, _ = plot(["--out", str(tmp_path)], capsys)
+    status, out, _ = call(plots.main, ["--out", str(tmp_path)], capsys)
     assert status == 0  # what could be drawn is: Figure 1 needs no run
     assert f"wrote {tmp_path}/figures/own/fig1.png" in out
     lines = [line for line in out.splitlines() if line.endswith(" meva_ipd")]
@@ -4943,7 +4943,7 @@ def test_a_run_that_is_not_what_it_should_be_gets_one_line(bad, tmp_path, capsys
     if bad in BAD_FILES:
         path.write_bytes(BAD_FILES[bad])
     words = ["--out", str(tmp_path), "--figure", "fig3"]
-    status, out, err = plot(words, capsys)
+    status, out, err = call(plots.main, words, capsys)
     assert status == 2
     assert not out
     assert err.count("\n") == 1
@@ -4952,7 +4952,7 @@ def test_a_run_that_is_not_what_it_should_be_gets_one_line(bad, tmp_path, capsys
 
 @pytest.mark.parametrize("words", [["--figure", "fig9"], ["--out", "/nowhere"]])
 def test_plots_py_refuses_in_one_line(words, capsys):
-    status, out, err = plot(words, capsys)
+    status, out, err = call(plots.main, words, capsys)
     assert (status, out, err.count("\n")) == (2, "", 1)
 
 
@@ -5029,7 +5029,7 @@ def test_figure_3_shows_means_and_errors_over_pairs():
         for key in ("self_play", "best_response", "versus_naive"):
             axis, returns = next(axes), results[key]  # (S, seed, pair, 2)
             labels = [container.get_label() for container in axis.containers]
-            assert labels == [title, plots.PLAYS[key][1]]
+            assert labels == [title, plots.PANELS[key][1]]
             for player in (0, 1):
                 pooled = returns[..., player].reshape(len(returns), -1)
                 check_errorbars(axis.containers[player], pooled)
@@ -5062,7 +5062,7 @@ def test_steps_are_drawn_as_arrows_from_their_points():
 def test_samples_are_drawn_by_seed_beside_exact_returns():
     random, runs = np.random.default_rng(0), {}
     for name in plots.OF_SAMPLES:
-        arrays = {play: random.uniform(-2, -1, (2, 3, 4, 2)) for play in plots.PLAYS}
+        arrays = {play: random.uniform(-2, -1, (2, 3, 4, 2)) for play in plots.PANELS}
         runs[name] = results_of((0.95, 10.0), **arrays)
     panels = iter(draw_by(plots.draw_samples, runs))
     for script, i in (("lola", 1), ("meva", 0)):
@@ -5114,7 +5114,7 @@ def test_policies_are_drawn_with_the_agent_on_the_horizontal_axis():
 def test_ablations_are_drawn_at_the_largest_gamma():
     random, runs = np.random.default_rng(0), {}
     for name in plots.ABLATIONS:
-        arrays = {key: random.uniform(-2, -1, (2, 3, 4, 2)) for key in plots.PLAYS}
+        arrays = {key: random.uniform(-2, -1, (2, 3, 4, 2)) for key in plots.PANELS}
         runs[name] = results_of((0.9, 0.99), **arrays)
     sides = {"meva_logistic": "both sides", "semi_gradient_logistic": "semi-gradient"}
     for name in sides:
@@ -5125,7 +5125,7 @@ def test_ablations_are_drawn_at_the_largest_gamma():
     for name, label in sides.items():
         shares = runs[name]["basin_fraction"]
         np.testing.assert_allclose(lines[f"{label}, 3 seeds"], shares.mean(axis=1))
-    for axis, key in zip(panels, plots.PLAYS, strict=True):
+    for axis, key in zip(panels, plots.PANELS, strict=True):
         by_model = [line for line in axis.lines if line.get_alpha() == 0.6]
         for line, name in zip(by_model, plots.ABLATIONS, strict=True):
             agents = runs[name][key][1, ..., 0].mean(axis=1)
@@ -5245,16 +5245,6 @@ def test_models_for_the_authors_tournament_have_their_settings():
     assert config.outer_steps == 1000
 
 
-def write_report(words, capsys):
-    """The exit status of report.py with these words, and what it prints."""
-    status = 0
-    try:
-        report.main(words)
-    except SystemExit as end:
-        status = end.code
-    return status, *capsys.readouterr()
-
-
 @pytest.fixture
 def small_pages(tmp_path):
     """Two pages with a table each, not filled yet, and the runs that these need."""
@@ -5271,23 +5261,23 @@ def small_pages(tmp_path):
 
 def test_pages_are_filled_and_then_current(small_pages, tmp_path, capsys):
     words = ["--out", str(tmp_path)]
-    status, out, _ = write_report([*words, "--check"], capsys)
+    status, out, _ = call(report.main, [*words, "--check"], capsys)
     assert status == 1
     assert out.count("is not current") == 2
 
-    status, out, _ = write_report(words, capsys)
+    status, out, _ = call(report.main, words, capsys)
     assert (status, out.count("wrote")) == (0, 2)
     for page, name in (("README.md", "tit-for-tat"), ("details.md", "consistency")):
         made = report.make_table(name, [small_pages])
         text = (small_pages / page).read_text("utf-8")
         assert text.startswith(f"before\n<!-- table {name} -->\n{made}\n<!-- end -->")
         assert text.endswith("after\n")
-    assert write_report([*words, "--check"], capsys)[0] == 0
+    assert call(report.main, [*words, "--check"], capsys)[0] == 0
 
     page = small_pages / "details.md"
     changed = page.read_text("utf-8").replace("0.999", "0.998", 1)
     page.write_text(changed, "utf-8")
-    status, out, _ = write_report([*words, "--check"], capsys)
+    status, out, _ = call(report.main, [*words, "--check"], capsys)
     assert status == 1
     assert "details.md is not current" in out
     assert page.read_text("utf-8") == changed  # it writes nothing
@@ -5297,16 +5287,16 @@ def test_a_table_takes_own_runs_first_and_names_what_is_missing(
     small_pages, tmp_path, capsys
 ):
     words = ["--out", str(tmp_path), "--table", "consistency"]
-    _, kept, _ = write_report(words, capsys)
+    _, kept, _ = call(report.main, words, capsys)
     with np.load(small_pages / "cola_logistic.npz") as file:
         arrays = dict(file)
     arrays["consistency"] = np.full_like(arrays["consistency"], 7)
     np.savez(tmp_path / "results/cola_logistic.npz", **arrays)
-    _, own, _ = write_report(words, capsys)
+    _, own, _ = call(report.main, words, capsys)
     assert "| 7 |" in own
     assert "| 7 |" not in kept
 
-    status, out, err = write_report([*words[:-1], "samples"], capsys)
+    status, out, err = call(report.main, [*words[:-1], "samples"], capsys)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "lola.py --game ipd --alphas 10" in err
 
@@ -5315,13 +5305,13 @@ def test_a_table_takes_own_runs_first_and_names_what_is_missing(
     "words", [["--table", "nothing"], ["--table", "mfos", "--check"], ["--out", "no"]]
 )
 def test_report_py_refuses_in_one_line(words, capsys):
-    status, out, err = write_report(words, capsys)
+    status, out, err = call(report.main, words, capsys)
     assert (status, out, err.count("\n")) == (2, "", 1)
 
 
 @slow
 def test_the_pages_in_results_paper_are_current(capsys):
-    status, out, _ = write_report(["--out", str(ROOT), "--check"], capsys)
+    status, out, _ = call(report.main, ["--out", str(ROOT), "--check"], capsys)
     assert (status, out) == (0, "")
     for page in report.PAGES:
         assert "<!-- table " in (ROOT / page).read_text("utf-8")
@@ -5532,7 +5522,7 @@ def test_the_games_table_shows_the_largest_look_ahead_up_to_ten():
     runs = {}
     for script, sweep in (("lola", (5.0, 20.0, 10.0)), ("meva", (0.99, 0.9, 0.95))):
         arrays = {}
-        for play in plots.PLAYS:
+        for play in plots.PANELS:
             arrays[play] = np.zeros((3, 1, 4, 2)) + np.arange(3)[:, None, None, None]
         runs[f"games/{script}_imp"] = results_of(sweep, **arrays)
     lines = report.table_of_games(runs).splitlines()
@@ -5671,6 +5661,24 @@ def test_each_seat_has_its_model_and_meva_its_gamma():
     for name, models in zip(runs, one.models, strict=True):
         for key, leaf in games.flatten("params", models).items():
             np.testing.assert_array_equal(leaf, runs[name][key])
+
+
+@pytest.mark.parametrize("protocol", tournament.PROTOCOLS)
+@pytest.mark.parametrize("name", tournament.TOURNAMENTS)
+def test_the_kept_models_can_take_part(name, protocol):
+    """Of the authors' settings all of them, else those whose runs are kept."""
+    game = GAMES[name]
+    settings = tournament.protocol_of(game, protocol)
+    folders = [ROOT / "results/paper"]
+    runs, missing = tournament.find_models(game, protocol, folders)
+    everyone = tournament.contestants(game, settings, runs)
+    kept = [one for one in tournament.TRAINED if one in everyone]
+    if protocol == "authors":
+        assert kept == list(tournament.TRAINED)
+        assert not missing
+    else:
+        expected = {"ipd": ["cola", "maml", "meva"], "imp": ["meva"], "chicken": []}
+        assert kept == expected[name]
 
 
 def test_m_maml_starts_where_it_chose_and_has_two_step_sizes():
@@ -5861,6 +5869,18 @@ def test_an_equilibriums_slack_and_its_error_worked_out_by_hand():
     np.testing.assert_allclose(found.error, np.sqrt(2) * 0.1)
 
 
+def test_where_all_play_nobody_is_outside_an_equilibrium():
+    """Rock, paper and scissors."""
+    payoffs = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], float)
+    returns = np.stack([payoffs, payoffs.T], axis=-1)[:, :, None] + np.zeros((4, 1))
+    models = np.zeros((3, 3, 4), int)
+    results = plots.Results(returns=returns, trained=models, trained_2=models)
+    results["names"] = np.array(["rock", "paper", "scissors"])
+    text = tournament.describe_equilibria(results)
+    mixture = "0.33 rock + 0.33 paper + 0.33 scissors"
+    assert f"among all: {mixture} (return 0.000, nobody is outside)" in text
+
+
 @functools.cache
 def tournament_on_the_ipd():
     return plots.load(ROOT / "results/paper/tournament_ipd.npz")
@@ -6003,6 +6023,24 @@ def test_a_rule_of_ones_own_plays_beside_all_others(short_tournament, tmp_path):
         play_few("bach_or_stravinsky", out, {"drift": drift})
 
 
+def test_a_tournament_of_other_settings_is_passed_over(tmp_path):
+    """The own one has this repository's settings, and the kept one the authors'."""
+    own = tmp_path / "results"
+    folders = [own, own / "paper"]
+    folders[1].mkdir(parents=True)
+    game = GAMES["imp"]
+    for folder, protocol in zip(folders, tournament.PROTOCOLS, strict=True):
+        settings = tournament.protocol_of(game, protocol)._asdict()
+        config = {"game": "imp", "protocol": protocol, **settings}
+        returns = np.zeros((1, 1, tournament.TRIALS, 2))
+        path = folder / "tournament_imp.npz"
+        np.savez(path, config=json.dumps(config), returns=returns, names=["one"])
+        found = tournament.held_before(game, protocol, folders)
+        assert found["path"] == path
+    np.savez(path, config=json.dumps(config), returns=returns[:, :, 1:], names=["one"])
+    assert tournament.held_before(game, "authors", folders) is None  # fewer trials
+
+
 def test_a_contestant_has_models_starts_and_a_game_of_its_own(tmp_path):
     """Two models move by 1 and 2 from starts of their own, on another game."""
     game = games.iterated_game("mine", own=(3, 0, 5, 1), lr=1.0)
@@ -6038,11 +6076,9 @@ WRONG_WORDS = [
 
 @pytest.mark.parametrize("words, said", WRONG_WORDS)
 def test_a_tournament_that_cannot_be_held_gets_one_line(words, said, tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
-        tournament.main(["--out", str(tmp_path), *words.split()])
-    assert end.value.code == 2
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
+    words = ["--out", str(tmp_path), *words.split()]
+    status, out, err = call(tournament.main, words, capsys)
+    assert (status, out, err.count("\n")) == (2, "", 1)
     assert said in err
 
 
@@ -6186,12 +6222,30 @@ def test_every_picture_in_git_is_shown_on_a_page():
         assert f"figures/{name})" in text, name
 
 
+PROGRAMS = {**SCRIPTS, "plots": plots, "tournament": tournament, "report": report}
+
+
+def test_flags_of_commands_in_texts_are_flags_of_their_scripts(capsys):
+    """In pages, and in docstrings, which have words after a command."""
+    found = 0
+    paths = [*PAGES, *(ROOT / f"{name}.py" for name in PROGRAMS)]
+    helps = {
+        name: call(one.main, ["--help"], capsys)[1] for name, one in PROGRAMS.items()
+    }
+    for path in paths:
+        for name, words in re.findall(r"python (\w+)\.py([^`\n]*)", path.read_text()):
+            for flag in re.findall(r"(?<!\S)--[\w-]+", words):
+                assert re.search(rf"{flag}\b(?!-)", helps[name]), (path, name, flag)
+                found += 1
+    assert found > 300
+
+
 def test_inline_metadata_is_requirements_txt():
     """So that `uv run SCRIPT` installs what pip does. (PEP 723)"""
     required = []
     for line in (ROOT / "requirements.txt").read_text().splitlines():
         required.append(line.partition("#")[0].strip())
-    for name in (*SCRIPTS, "plots", "tournament", "report"):
+    for name in PROGRAMS:
         text = (ROOT / f"{name}.py").read_text()
         block = re.match(r"# /// script\n((?:# .*\n)+)# ///\n", text)[1]
         metadata = tomllib.loads(re.sub("^# ", "", block, flags=re.MULTILINE))

@@ -481,7 +481,7 @@ class Equilibrium(NamedTuple):
 
     mixture: str  # who plays, in words
     worth: float  # what everybody gets
-    slack: float  # less what the best of those outside would get; inf if all are in
+    slack: float  # less what the best of those outside would get; inf: nobody is
     error: float  # standard error of the slack
 
 
@@ -526,9 +526,11 @@ def describe_equilibria(results: Results, most: int = 100) -> str:
         found = equilibria(results, who)
         words = []
         for one in found[:most]:
-            slack = "weak"
-            if one.slack > 1e-3:
-                slack = f"slack {one.slack:.3f} ± {one.error:.3f}"
+            slack = f"slack {one.slack:.3f} ± {one.error:.3f}"
+            if np.isinf(one.slack):
+                slack = "nobody is outside"
+            elif one.slack <= 1e-3:
+                slack = "weak"
             words.append(f"{one.mixture} (return {one.worth:.3f}, {slack})")
         if len(found) > most:
             words.append(f"{len(found) - most} more")
@@ -668,13 +670,13 @@ def heading(results: Results) -> str:
     return f"{words}, up to {models} models of a learner"
 
 
-def draw_returns(axis, results: Results, who: np.ndarray, size: float):
+def draw_matrix(axis, results: Results, who: np.ndarray, size: float):
     """What the row gets beside the column, of some contestants, (A,) of indices."""
     pick = np.ix_(who, who)
     means = results["returns"].mean(axis=2)[..., 0][pick]
     errors = standard_errors(results)[..., 0][pick]
     low, high = np.percentile(means, (15, 95))
-    image = axis.imshow(means, cmap="RdYlGn", vmin=low, vmax=high, alpha=0.8)
+    axis.imshow(means, cmap="RdYlGn", vmin=low, vmax=high, alpha=0.8)
     style = {"ha": "center", "va": "center"}
     for (i, j), mean in np.ndenumerate(means):
         axis.text(j, i - 0.17, f"{mean:z.2f}", fontsize=size, weight="bold", **style)
@@ -684,7 +686,6 @@ def draw_returns(axis, results: Results, who: np.ndarray, size: float):
         corner = (j - 0.47, i - 0.47)
         axis.add_patch(Rectangle(corner, 0.94, 0.94, fill=False, linewidth=1.2))
     label_contestants(axis, results["names"][who], size)
-    return image
 
 
 def label_contestants(axis, names, size: float):
@@ -721,7 +722,7 @@ def draw_tournament(figure: Figure, results: Results):
     figure.set_size_inches(WIDTH, 2 * WIDTH + 0.5)
     upper, lower = figure.subplots(2, 1)
     everyone = np.arange(len(results["names"]))
-    draw_returns(upper, results, everyone, size=min(6, 95 / len(everyone)))
+    draw_matrix(upper, results, everyone, size=min(6, 95 / len(everyone)))
     upper.set_title(
         "return of the row beside the column; framed: best replies to the column"
     )
@@ -737,7 +738,7 @@ def draw_learners(figure: Figure, results: Results):
     """The returns of those that learn beside each other."""
     figure.set_size_inches(WIDTH, WIDTH)
     learn = np.flatnonzero(~np.isin(results["names"], list(FIXED)))
-    draw_returns(figure.subplots(), results, learn, size=7.5)
+    draw_matrix(figure.subplots(), results, learn, size=7.5)
     trials = results["returns"].shape[2]
     figure.suptitle(
         f"{heading(results)}, {trials} trials for each pair.\n"
@@ -763,15 +764,13 @@ def draw(results: Results, folder: Path):
 
 def held_before(game: Game, protocol: str, folders: list[Path]) -> Results | None:
     """The tournament that was held last on this game with these settings, if any."""
-    settings = protocol_of(game, protocol)
-    runs, _ = find([f"tournament_{game.name}"], folders)
-    for results in runs.values():
-        had = results["config"]
-        same = had["protocol"] == protocol and results["returns"].shape[2] == TRIALS
-        for name, value in settings._asdict().items():
-            same = same and had[name] == value
-        if same:
-            return results
+    settings = protocol_of(game, protocol)._asdict()
+    for folder in folders:
+        runs, _ = find([f"tournament_{game.name}"], [folder])
+        for results in runs.values():
+            had = {name: results["config"].get(name) for name in settings}
+            if had == settings and results["returns"].shape[2] == TRIALS:
+                return results
     return None
 
 
@@ -933,8 +932,11 @@ def search_with(algorithm: str, kind: str, settings, steps: int, trials: int):
 
 
 def search_for_tit_for_tat(trials: int = 100) -> dict:
-    """`found`, (A, factor, 2): the shares of pairs that play it at some time, and in
-    the end, by `names`, (A,). Of several settings the best at some time counts."""
+    """The shares of pairs that play it at some time, and in the end.
+
+    `found`, (A, factor, 2), by `names`, (A,). Of several settings that counts with
+    which most find it at some time.
+    """
     found = np.zeros((len(SEARCHES), len(FACTORS), 2), np.float32)
     names = []
     for k, ((algorithm, kind), (steps, by_factor)) in enumerate(SEARCHES.items()):
@@ -946,9 +948,9 @@ def search_for_tit_for_tat(trials: int = 100) -> dict:
         when = search_with(algorithm, kind, np.float32(settings), steps, trials)
         when = np.asarray(when).reshape(len(FACTORS), -1, trials, steps)
         ever = when.any(axis=3).mean(axis=2)  # (factor, setting)
-        finally_ = when[..., -1].mean(axis=2)
+        in_the_end = when[..., -1].mean(axis=2)
         for row, best in enumerate(ever.argmax(axis=1)):
-            found[k, row] = ever[row, best], finally_[row, best]
+            found[k, row] = (ever[row, best], in_the_end[row, best])
     return {"found": found, "names": np.array(names)}
 
 
