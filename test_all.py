@@ -779,7 +779,7 @@ def test_sampled_returns_and_their_derivatives_are_unbiased(name, estimated):
         return {what: estimated_by(what, x, *fs) for what in estimated}
 
     keys = jax.random.split(jax.random.key(0), (count // 100, 100))
-    estimates = jax.jit(lambda keys: jax.lax.map(jax.vmap(estimate), keys))(keys)
+    estimates = long_running(lambda keys: jax.lax.map(jax.vmap(estimate), keys))(keys)
     for what in estimated:
         each = np.asarray(estimates[what], float).reshape(count, -1)
         exact = jax.jit(lambda x, what=what: estimated_by(what, x, game.f))(x)
@@ -3184,10 +3184,18 @@ def model_functions(game):
     yield lambda_returns
 
 
-OTHER_KINDS = [pytest.param(name, marks=slow) for name in GAMES if name != KINDS[0]]
+@pytest.mark.parametrize("name", GAMES)
+def test_every_games_returns_keep_the_dtype_of_x(name):
+    for dtype in (jnp.float32, jnp.float64):
+        with jax.enable_x64(True):
+            x = np.full((2, GAMES[name].n), 0.5, dtype)
+            assert jax.eval_shape(GAMES[name].f, x).dtype == dtype
 
 
-@pytest.mark.parametrize("name", [KINDS[0], *OTHER_KINDS])
+SLOW_KINDS = [pytest.param(name, marks=slow) for name in KINDS[1:]]
+
+
+@pytest.mark.parametrize("name", [KINDS[0], *SLOW_KINDS])
 def test_public_functions_keep_the_dtype_of_x(name):
     """With jax_enable_x64 on as well as off; bfloat16 on iterated games."""
     game = GAMES[name]
@@ -4159,6 +4167,8 @@ def wait_for_loop(process):
 @slow
 def test_killed_twice_interrupted_and_resumed_it_ends_bit_for_bit_alike(tmp_path):
     """A prime number of outer loops: the last chunk is of one."""
+    # A shell's job in the background ignores interrupts, and so would its processes.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     settings = {"outer_steps": 3001, "eval_gammas": (0.9,), "num_seeds": 1}
     words = ["--game", "logistic", "--resume"]
     words += flags(**TINY["meva"] | TINY_EVAL | settings)
@@ -5310,9 +5320,10 @@ def test_report_py_refuses_in_one_line(words, capsys):
 
 
 @slow
-def test_the_pages_in_results_paper_are_current(capsys):
-    status, out, _ = call(report.main, ["--out", str(ROOT), "--check"], capsys)
-    assert (status, out) == (0, "")
+def test_the_pages_in_results_paper_are_current():
+    process = start(ROOT, "--check", script="report", XLA_FLAGS=FLAGS)
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (0, "", "")
     for page in report.PAGES:
         assert "<!-- table " in (ROOT / page).read_text("utf-8")
 
