@@ -899,7 +899,8 @@ def decisions_beside(game: Game, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     following = next_observations(rules.memory).reshape(-1, 2, 2)
     following = following.swapaxes(1, 2)
     leads = following[..., None] == np.arange(len(following))  # (o, 2, 2, o)
-    transition = (chance[..., None] * leads).sum(axis=2)
+    # Not as a sum of products: jaxlib 0.10.2 makes it a matrix product, and crashes.
+    transition = jnp.where(leads, chance[..., None], 0).sum(axis=2)
     return reward, transition
 
 

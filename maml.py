@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "jax>=0.8,!=0.10.2",
+#     "jax>=0.8",
 #     "chex>=0.1.90",
 #     "optax>=0.2.6",
 #     "numpy>=2.0",
