@@ -21,7 +21,8 @@ and player 2 likewise.
     python lola.py --game ipd          the paper's Fig. 3b, 15 seconds on two cores
     python lola.py --game logistic     LOLA in the paper's Fig. 2, 5 seconds
 
-This exact form is the default. Foerster et al.'s is `--variant taylor-stop`.
+This exact form is the default. Foerster et al.'s is `--variant taylor-stop`; `joint`
+is the paper's Eq. 2, in which player 1 imagines a naive step of its own as well.
 
 On the IPD both players defect at alpha = 0, a return of -2 each. Around alpha = 10 they
 cooperate, and get -1.2; two players who always cooperate get -1. A best response to
@@ -102,7 +103,7 @@ class Config:
     variant: str = flag(
         "exact",
         "form of the surrogate",
-        choices=["exact", "lookahead", "taylor", "taylor-stop"],
+        choices=["exact", "lookahead", "taylor", "taylor-stop", "joint"],
     )
     lookahead: int = flag(1, "how many steps of the opponent are imagined", 1, 20)
     eval_pairs: int = flag(256, "policy pairs for each alpha and seed", 1, 100_000)
@@ -110,6 +111,8 @@ class Config:
 
     def __post_init__(self):
         check_settings(self)
+        if self.variant == "joint" and self.lookahead > 1:
+            raise ValueError("--variant joint takes --lookahead 1 beside it")
 
 
 def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Config:
@@ -169,6 +172,7 @@ SURROGATES = {
     "lookahead": lookahead_only,
     "taylor": taylor,
     "taylor-stop": taylor_stop,
+    "joint": exact,  # after a step of one's own: see `lola_gradient`
 }
 
 
@@ -197,7 +201,7 @@ def lola_gradient(
         estimate, a second, independent one: with one imagined step, the gradients of
         `taylor` and `taylor-stop` are then unbiased estimates of their exact ones. The
         others are biased, as f is not linear in the parameters.
-      lookahead: how many steps of the opponent are imagined.
+      lookahead: how many steps of the opponent are imagined. One in `joint`.
 
     Returns:
       (2, n), in units of return per unit of policy parameter. Row i is the derivative
@@ -208,16 +212,22 @@ def lola_gradient(
     alpha_1, alpha_2 = jnp.broadcast_to(jnp.asarray(alpha, x.dtype), 2)
     if variant not in SURROGATES:
         raise ValueError(f"variant is one of {', '.join(SURROGATES)}, not {variant}")
+    if variant == "joint" and lookahead > 1:
+        raise ValueError("joint takes one look-ahead step")
     surrogate = SURROGATES[variant]
     if f_ahead is None:
         f_ahead = f
 
     def surrogate_1(own):
         change = imagined_change(payoff_2(f_ahead), own, x[1], alpha_1, lookahead)
+        if variant == "joint":  # one's own naive step is imagined as well (Eq. 2)
+            own = own + alpha_1 * jax.grad(payoff_1(f_ahead))(own, x[1])
         return surrogate(payoff_1(f), own, x[1], change)
 
     def surrogate_2(own):
         change = imagined_change(payoff_1(f_ahead), own, x[0], alpha_2, lookahead)
+        if variant == "joint":
+            own = own + alpha_2 * jax.grad(payoff_2(f_ahead))(own, x[0])
         return surrogate(payoff_2(f), own, x[0], change)
 
     return jnp.stack([jax.grad(surrogate_1)(x[0]), jax.grad(surrogate_2)(x[1])])

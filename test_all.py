@@ -1372,6 +1372,7 @@ TANDEM_STOPS = {  # x_1 + x_2 where both look ahead by a, worked out by hand
     "taylor-stop": lambda a: 1 / (1 - 2 * a),
     "taylor": lambda a: (1 - 2 * a) / (1 - 4 * a),
     "exact": lambda a: (1 - 2 * a * (1 - 2 * a)) / (1 - 2 * a) ** 2,
+    "joint": lambda a: (1 - 6 * a + 16 * a**2) / (1 - 4 * a) ** 2,
 }
 
 
@@ -1386,7 +1387,7 @@ def test_lola_and_sos_stop_on_tandem_where_they_should(variant):
     def step(x, alpha):
         return x + 0.1 * gradient(games.tandem, x, alpha)
 
-    alphas = np.float32([0, 0.1, 0.2])
+    alphas = np.float32([0, 0.1, 0.15])
     x = random_policies(GAMES["tandem"], 3)
     for _ in range(200):
         x = step(x, alphas)
@@ -1481,6 +1482,26 @@ def test_lola_against_nested_finite_differences(variant):
         found = lola_gradient(
             CUBIC.f, X, ALPHAS, variant, lambda x: jnp.stack(exchanged(x)), 2
         )
+    np.testing.assert_allclose(found, rows, rtol=1e-5)
+
+
+def test_joint_lola_against_nested_finite_differences():
+    """Eq. 2: f_i at x + alpha_i times both players' naive gradients."""
+    rows = []
+    for i in (0, 1):
+
+        def surrogate(own):
+            joint = put(X, i, own)
+            steps = [hola_by_differences(exchanged, j, joint, 0, 0) for j in (0, 1)]
+            return cubic(joint + ALPHAS[i] * np.array(steps))[i]
+
+        rows.append(difference(surrogate, X[i], step=1e-2))
+
+    with jax.enable_x64(True):
+        f_ahead = lambda x: jnp.stack(exchanged(x))
+        found = lola_gradient(CUBIC.f, X, ALPHAS, "joint", f_ahead)
+        with pytest.raises(ValueError, match="one look-ahead step"):
+            lola_gradient(CUBIC.f, X, ALPHAS, "joint", lookahead=2)
     np.testing.assert_allclose(found, rows, rtol=1e-5)
 
 
@@ -3154,7 +3175,7 @@ def rules(game):
     yield lambda x: pola.pola_step(f, x, both, 0.1, near, 9)
     yield lambda x: games.trajectory(step, x, 2)
     yield lambda x: games.best_response(game, x, 0.1, 2)
-    for variant in VARIANTS:
+    for variant in lola.SURROGATES:
         yield partial(lola.lola_gradient, f, alpha=both, variant=variant)
     for variant in sos.VARIANTS:
         yield partial(sos.sos_gradient, f, alpha=0.5, variant=variant)
@@ -3979,6 +4000,7 @@ meva --eval-gammas 0.5 1 -> --eval-gammas takes 0 to 0.9999999, not 0.5 1.0
 meva --eval-gammas -> --eval-gammas: expected at least one argument
 meva --stride 7 -> --stride takes divisors of --rollout-length 100, not 7
 meva --no-semi-gradient -> --no-semi-gradient takes --target-inertia 0
+lola --variant joint --lookahead 2 -> --variant joint takes --lookahead 1
 meva --devices 0 -> --devices takes 1 to 256, not 0
 meva --distributed localhost:1 two 0 -> --distributed takes HOST:PORT
 meva --distributed localhost:1 2 -> --distributed takes HOST:PORT
@@ -4564,7 +4586,7 @@ def test_lola_and_soss_family_are_not_rounded_on_a_gpu():
     f = GAMES["logistic"].f
 
     def without_products(x):
-        found = [lola.lola_gradient(f, x, 1.0, variant) for variant in VARIANTS]
+        found = [lola.lola_gradient(f, x, 1.0, variant) for variant in lola.SURROGATES]
         for variant in sorted({*sos.VARIANTS} - {"cgd", "lss"}):
             found.append(sos.sos_gradient(f, x, 1.0, variant))
         return found
