@@ -181,7 +181,8 @@ def runs_of_variants() -> dict[str, str]:
             f"lola.py --game {game} --alphas 10 --quick"
         )
         runs[sampled_run("meva", episodes)] = (
-            f"meva.py --game {game} --batch-size 4 --num-seeds 3 --quick"
+            f"meva.py --game {game} --num-seeds 3 --quick --outer-steps 250 "
+            "--batch-size 4 --target-inertia 0.99 --model-lr 0.001"
         )
     return runs
 

@@ -3955,7 +3955,7 @@ def test_settings_depend_on_each_other():
     assert not meva.make_config("imp").share_params
     assert meva.make_config("imp", share_params=True).share_params
     assert cola.make_config("ipd", alpha_max=2.0).eval_alphas[-1] == 2.0
-    assert meva.make_config("ipd", quick=True).batch_size == 64
+    assert meva.make_config("ipd", quick=True).batch_size == 16
     assert meva.make_config("ipd+episodes=9", quick=True).batch_size == 4
     for game in ("logistic", "ipd"):
         quick = meva.make_config(game, quick=True)
