@@ -233,8 +233,8 @@ PLANAR = {
     "eval_steps": 200,
 }
 QUICK_PLANAR = {"outer_steps": 600, "model_lr": 2e-3}
-# Players cooperate after 75 outer loops of this. With the paper's target network, which
-# follows ten times as slowly, it takes them twice as many.
+# On the IPD players cooperate after 75 outer loops of this; with the paper's slower
+# target network (rho = .99) hardly before 150, in larger batches as well.
 QUICK = {
     "outer_steps": 125,
     "batch_size": 16,
@@ -242,6 +242,12 @@ QUICK = {
     "model_lr": 2e-3,
     "eval_gammas": (0.0, 0.5, 0.9, 0.95, 0.99),
     "eval_pairs": 64,
+}
+QUICK_SAMPLED = {  # of few trajectories, as each needs its own episodes
+    "outer_steps": 250,
+    "batch_size": 4,
+    "target_inertia": 0.99,
+    "model_lr": 1e-3,
 }
 
 
@@ -260,7 +266,7 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     if quick:
         settings.update(QUICK_PLANAR if played.planar else QUICK)
     if quick and played.sample is not None:
-        settings["batch_size"] = 4
+        settings.update(QUICK_SAMPLED)
     if changes.get("fixed_gamma") is not None:
         settings["eval_gammas"] = (changes["fixed_gamma"],)
     settings.update(changes)

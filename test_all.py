@@ -3956,7 +3956,9 @@ def test_settings_depend_on_each_other():
     assert meva.make_config("imp", share_params=True).share_params
     assert cola.make_config("ipd", alpha_max=2.0).eval_alphas[-1] == 2.0
     assert meva.make_config("ipd", quick=True).batch_size == 16
-    assert meva.make_config("ipd+episodes=9", quick=True).batch_size == 4
+    sampled = meva.make_config("ipd+episodes=9", quick=True)
+    assert (sampled.batch_size, sampled.outer_steps) == (4, 250)
+    assert (sampled.model_lr, sampled.target_inertia) == (1e-3, 0.99)
     for game in ("logistic", "ipd"):
         quick = meva.make_config(game, quick=True)
         assert quick.outer_steps < meva.make_config(game).outer_steps
