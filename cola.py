@@ -135,6 +135,11 @@ class Config:
     )
     outer_steps: int = flag(10_000, "steps of training", 1, 1_000_000)
     batch_size: int = flag(128, "joint policies in a step", 1, 65_536)
+    variant: str = flag(
+        "exact",
+        "the equation of App. B, or Eq. 4 in which one's own step counts as well",
+        choices=["exact", "joint"],
+    )
     semi_gradient: bool = switch(False, "hold the right side of the equation constant")
     model_lr: float = flag(1e-2, "first learning rate of Adam; it decays to 0", 0, 1e30)
     # --- Evaluation (Sec. 5) ---
@@ -334,12 +339,17 @@ def cola_gradient(params, game: Game, x: jax.Array, alpha) -> jax.Array:
 # --- COLA's equation (App. B) ---------------------------------------------------------
 
 
-def both_sides(params, game: Game, x: jax.Array, alpha) -> tuple[jax.Array, jax.Array]:
+def both_sides(
+    params, game: Game, x: jax.Array, alpha, variant: str = "exact"
+) -> tuple[jax.Array, jax.Array]:
     """Both sides of COLA's equation, (2, n) each. Arguments as in `cola_gradient`.
 
     On the left g(x). On the right d/dx_1 f_1(x_1, x_2 + alpha g_2(x)) in row 1, and
-    d/dx_2 f_2(x_1 + alpha g_1(x), x_2) in row 2.
+    d/dx_2 f_2(x_1 + alpha g_1(x), x_2) in row 2. With `variant` "joint" both policies
+    take their steps, d/dx_i f_i(x + alpha g(x)) (Eq. 4).
     """
+    if variant not in ("exact", "joint"):
+        raise ValueError(f"variant is exact or joint, not {variant}")
     x = 1.0 * jnp.asarray(x)
     chex.assert_shape(x, (2, game.n))
     alpha = jnp.asarray(alpha, x.dtype)
@@ -355,11 +365,15 @@ def both_sides(params, game: Game, x: jax.Array, alpha) -> tuple[jax.Array, jax.
     def surrogate_1(own):
         seen_own = game.features(jnp.stack([own, x_2]))[0]
         g_2 = model_row(model_2, seen_2, seen_own, alpha)
+        if variant == "joint":
+            own = own + alpha * model_row(model_1, seen_own, seen_2, alpha)
         return game.f(jnp.stack([own, x_2 + alpha * g_2]))[0], g_2
 
     def surrogate_2(own):
         seen_own = game.features(jnp.stack([x_1, own]))[1]
         g_1 = model_row(model_1, seen_1, seen_own, alpha)
+        if variant == "joint":
+            own = own + alpha * model_row(model_2, seen_own, seen_1, alpha)
         return game.f(jnp.stack([x_1 + alpha * g_1, own]))[1], g_1
 
     # With `has_aux` the other's row of g comes out, too: it is not computed twice.
@@ -369,14 +383,19 @@ def both_sides(params, game: Game, x: jax.Array, alpha) -> tuple[jax.Array, jax.
 
 
 def consistency_loss(
-    params, game: Game, x: jax.Array, alpha, semi_gradient: bool = False
+    params,
+    game: Game,
+    x: jax.Array,
+    alpha,
+    variant: str = "exact",
+    semi_gradient: bool = False,
 ) -> jax.Array:
-    """The squared distance between both sides of COLA's equation (cf. Eq. 4). ().
+    """The squared distance between both sides of COLA's equation. ().
 
-    The arguments are those of `cola_gradient`, for one joint policy; `semi_gradient`
-    holds the right side constant.
+    The arguments are those of `both_sides`, for one joint policy; `semi_gradient` holds
+    the right side constant.
     """
-    left, right = both_sides(params, game, x, alpha)
+    left, right = both_sides(params, game, x, alpha, variant)
     if semi_gradient:
         right = jax.lax.stop_gradient(right)
     return ((left - right) ** 2).sum()
@@ -415,7 +434,9 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config):
 
     def mean_loss(params, xs, alphas):
         def loss(x, alpha):
-            return consistency_loss(params, game, x, alpha, config.semi_gradient)
+            return consistency_loss(
+                params, game, x, alpha, config.variant, config.semi_gradient
+            )
 
         return jax.vmap(loss)(xs, alphas).mean()
 
@@ -491,13 +512,13 @@ def hola_gradients(f, x: jax.Array, alpha) -> jax.Array:
 
 
 def evaluate_consistency(
-    key: jax.Array, params, game: Game, alpha
+    key: jax.Array, params, game: Game, alpha, variant: str = "exact"
 ) -> dict[str, jax.Array]:
     """How consistent the model and HOLA(n) are on held-out policies, and how alike.
 
     Args:
       key: draws the joint policies, `HELD_OUT` of them.
-      params, game, alpha: as in `cola_gradient`.
+      params, game, alpha, variant: as in `both_sides`.
 
     Returns:
       "consistency", (point,), the loss; "squared_norm", (point,), |g|^2;
@@ -514,7 +535,7 @@ def evaluate_consistency(
         squared_norms = (hola**2).sum(axis=(1, 2))
         products = (hola * cola).sum(axis=(1, 2))
         return {
-            "consistency": consistency_loss(params, game, x, alpha),
+            "consistency": consistency_loss(params, game, x, alpha, variant),
             "squared_norm": squared_norm,
             "hola_consistency": (jnp.diff(hola, axis=0) ** 2).sum(axis=(1, 2)),
             "hola_cosine": products * jax.lax.rsqrt(squared_norm * squared_norms),
@@ -542,7 +563,9 @@ def evaluate(
 
         # This key is not the one that training draws by.
         key_held_out = jax.random.fold_in(key, 1)
-        results = evaluate_consistency(key_held_out, params, game, alpha)
+        results = evaluate_consistency(
+            key_held_out, params, game, alpha, config.variant
+        )
         return results | evaluate_game(
             key,
             game,

@@ -1485,6 +1485,48 @@ def test_lola_against_nested_finite_differences(variant):
     np.testing.assert_allclose(found, rows, rtol=1e-5)
 
 
+STAG_HUNTS = [  # temptation, starts along an axis, who comes to CC: naive, LOLA
+    (3.0, 51, (0.2591, 0.4291)),
+    (2.2, 21, (0.463, 0.569)),
+    (3.8, 21, (0.029, 0.045)),
+]
+
+
+@pytest.mark.parametrize("temptation, starts, published", STAG_HUNTS)
+def test_lola_brings_more_starts_to_the_stag_hunts_better_end(
+    temptation, starts, published
+):
+    """Others' numbers for a one-shot stag hunt, in which C pays 4 or 0, D this or 2.
+
+    They come out to .01: ours are .263 and .424; .458 and .576; .023 and .043.
+    """
+    payoffs = jnp.array([[4.0, 0.0], [temptation, 2.0]])
+
+    def f(x):
+        p, q = jax.nn.sigmoid(x[:, 0])  # chances of C
+        chances_1 = jnp.stack([p, 1 - p])
+        chances_2 = jnp.stack([q, 1 - q])
+        return jnp.stack(
+            [chances_1 @ payoffs @ chances_2, chances_2 @ payoffs @ chances_1]
+        )
+
+    def end(x, alpha):
+        def step(x, t):
+            lr = 0.9 / (t + 10) ** 0.24
+            direction = lola_gradient(f, x, alpha, "taylor-stop")
+            return jnp.clip(x + lr * direction, -8, 8), None
+
+        return jax.lax.scan(step, x, jnp.arange(140.0))[0]
+
+    p = np.linspace(0.05, 0.95, starts, dtype=np.float32)
+    grid = np.stack(np.meshgrid(p, p), axis=-1).reshape(-1, 2, 1)
+    ends = jax.jit(jax.vmap(end, (0, None)))
+    for alpha, share in zip((0.0, 0.825), published):
+        chances = jax.nn.sigmoid(ends(np.log(grid / (1 - grid)), alpha))
+        succeeded = (chances >= 0.82).all(axis=(1, 2))
+        np.testing.assert_allclose(succeeded.mean(), share, atol=0.01)
+
+
 def test_joint_lola_against_nested_finite_differences():
     """Eq. 2: f_i at x + alpha_i times both players' naive gradients."""
     rows = []
@@ -1874,7 +1916,9 @@ SMALL_COLA = {
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"semi_gradient": True}], ids=["both", "left"]
+    "settings",
+    [{}, {"semi_gradient": True}, {"variant": "joint"}],
+    ids=["both", "left", "joint"],
 )
 def test_colas_loss_and_its_gradient_against_finite_differences(settings):
     """The gradient, along one direction, is through both sides or through the left."""
@@ -1887,14 +1931,19 @@ def test_colas_loss_and_its_gradient_against_finite_differences(settings):
         return cola.consistency_loss(moved(t), CUBIC, X, 0.7, **settings)
 
     def plain_loss(t):
-        held = 0.0 if settings else t[0]  # is the right side held where t = 0?
+        # Is the right side held where t = 0?
+        held = 0.0 if "semi_gradient" in settings else t[0]
         loss = 0.0
         for i in (0, 1):
 
-            def change(x):
-                return 0.7 * np.asarray(model(held, x))[1 - i]
+            def after_steps(own):
+                joint = put(X, i, own)
+                steps = 0.7 * np.asarray(model(held, joint))
+                if "variant" not in settings:
+                    steps[i] = 0  # one's own is not imagined
+                return cubic(joint + steps)[i]
 
-            right = look_ahead_by_differences(cubic, i, X, change)
+            right = difference(after_steps, X[i], step=1e-3)
             loss += ((model(t[0], X)[i] - right) ** 2).sum()
         return loss
 
@@ -1908,8 +1957,30 @@ def test_colas_loss_and_its_gradient_against_finite_differences(settings):
         np.testing.assert_allclose(slope, expected[0], rtol=1e-6)
 
 
-def simple_loss(params, game, x, alpha, semi_gradient):
+@pytest.mark.parametrize("variant", ["exact", "joint"])
+@pytest.mark.parametrize("a", [0.1, 2.0])
+def test_both_sides_are_equal_where_colas_equation_is_solved(monkeypatch, variant, a):
+    """On Tandem g(s) = A s + B, s = x_1 + x_2, solves it in closed form."""
+    if variant == "exact":
+        slope, offset = tandem_by_cola(a)
+    else:  # Eq. 4: A = -2 u^2 and u = 1 + 2 a A, which is 1 at a = 0
+        u = ((1 + 16 * a) ** 0.5 - 1) / (8 * a)
+        slope = (u - 1) / (2 * a)
+        offset = 2 * (1 + a * slope) / (1 + 4 * a * u)
+    monkeypatch.setattr(
+        cola, "model_row", lambda model, own, other, a: slope * (own + other) + offset
+    )
+    game = GAMES["tandem"]._replace(features=lambda x: x)
+    for x in random_policies(game, 3):
+        left, right = cola.both_sides((None, None), game, x, a, variant)
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="exact or joint, not taylor"):
+        cola.both_sides((None, None), game, x, a, "taylor")
+
+
+def simple_loss(params, game, x, alpha, variant, semi_gradient):
     """In place of COLA's: of the last biases, and three times as large if held."""
+    assert variant == "joint"
     biases = jnp.stack([model.readout["b"] for model in params])
     loss = ((biases - alpha * x) ** 2).sum()
     return 3 * loss if semi_gradient else loss
@@ -1943,7 +2014,7 @@ def test_colas_training_against_a_loop(monkeypatch):
     """In two chunks and in one: all batches differ, Adam goes on, its rate decays."""
     monkeypatch.setattr(cola, "consistency_loss", simple_loss)
     key = jax.random.key(3)
-    changes = {"semi_gradient": True, "alpha_max": 2.0}
+    changes = {"semi_gradient": True, "alpha_max": 2.0, "variant": "joint"}
     config = cola.make_config(CUBIC, **SMALL_COLA | changes)
     b, expected = biases_by_loop(key, config)
     chunk = jax.jit(lambda state: cola.train_chunk(key, state, CUBIC, config, 2))
@@ -1999,10 +2070,10 @@ def test_consistency_is_measured_as_it_is_defined(monkeypatch):
     config = cola.make_config(CUBIC, **SMALL_COLA)
     with jax.enable_x64(True):
         params = cola.model_init(key, CUBIC, config)
-        judge = jax.jit(partial(cola.evaluate_consistency, game=CUBIC))
+        judge = jax.jit(partial(cola.evaluate_consistency, game=CUBIC, variant="joint"))
         measured = judge(key, params, alpha=0.5)
         x = np.array(CUBIC.init(jax.random.split(key, 3)[2]))
-        both = jax.jit(lambda x: cola.both_sides(params, CUBIC, x, 0.5))
+        both = jax.jit(lambda x: cola.both_sides(params, CUBIC, x, 0.5, "joint"))
         left, right = np.array(both(x))
     same = partial(np.testing.assert_allclose, rtol=1e-5)
     same(measured["consistency"][2], ((left - right) ** 2).sum())
@@ -2015,13 +2086,14 @@ def test_consistency_is_measured_as_it_is_defined(monkeypatch):
 
 
 def test_cola_is_judged_on_policies_that_neither_training_nor_evaluation_draws():
-    def judge(key, params, game, alpha):
+    def judge(key, params, game, alpha, variant):
+        assert variant == "joint"
         return {"judged_by": jax.random.key_data(key), "alpha": alpha}
 
     def evaluate(key, game, step, **settings):
         return {"drawn_by": jax.random.key_data(key)}
 
-    config = cola.make_config(CUBIC, **SMALL_COLA)
+    config = cola.make_config(CUBIC, **SMALL_COLA, variant="joint")
     with mock.patch.multiple(cola, evaluate_consistency=judge, evaluate_game=evaluate):
         found = cola.evaluate(jax.random.key(5), None, CUBIC, config)
     assert not np.array_equal(found["judged_by"], found["drawn_by"])
@@ -3782,7 +3854,7 @@ OTHER_VALUES = {
     "opponent": "naive",
     "seed": 5,
 }
-OTHER_VARIANT = {"lola": "taylor", "meva": "taylor-stop", "sos": "cgd"}
+OTHER_VARIANT = {"cola": "joint", "lola": "taylor", "meva": "taylor-stop", "sos": "cgd"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
