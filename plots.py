@@ -31,7 +31,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from games import GAMES, find_game, run_script, write_file
+from games import GAMES, Game, find_game, run_script, write_file
 
 # --- Names of algorithms, plays and runs ----------------------------------------------
 
@@ -102,6 +102,13 @@ RULES = {  # of the figure of kinds of policies: the first part of the run's nam
     "meva": "MeVa",
 }
 SCRIPT_OF = {"grid": "lola", "small": "lola", "short": "meva"}  # by the same part
+LEARNED = {  # rows of the polytope: who learned beside whom (names of contestants)
+    "MeVa beside MeVa": ("meva", "meva"),
+    "MeVa beside naive": ("meva", "naive"),
+    "LOLA beside LOLA": ("lola-taylor-stop", "lola-taylor-stop"),
+    "LOLA beside naive": ("lola-taylor-stop", "naive"),
+    "naive beside naive": ("naive", "naive"),
+}
 EPISODES = (128, 512, 2048, 4096)  # of which samples consist
 SAMPLED = {"lola": 10, "meva": 0.95}  # who learns from samples, at which alpha or gamma
 
@@ -145,6 +152,8 @@ SHAPES = {  # S settings, N seeds, T steps and the start, n numbers of a policy
     "trained": ("A", "A", None),
     "trained_2": ("A", "A", None),
     "corner": ("A", "A", None),
+    "clouds": ("A", None, None, None, 2),  # of A rules that met random opponents
+    "partners": ("A", None, None, 2),
     "found": ("A", None, 2),  # of A searches for tit-for-tat
 }
 
@@ -725,6 +734,54 @@ def draw_samples(figure: Figure, runs: dict):
     figure.suptitle(f"{IPD}: learning from samples (points: seeds or models)")
 
 
+def draw_polytope(figure: Figure, runs: dict):
+    """What agents get beside random opponents, and these, while the agents learn.
+
+    In color is the cloud of the first agent, in gray those of all others.
+    """
+    results = runs["polytope_ipd"]
+    clouds = results["clouds"]  # (rule, agent, time, opponent, 2)
+    rows, agents, columns, opponents = clouds.shape[:4]
+    figure.set_size_inches(WIDTH, WIDTH / columns * rows + 0.7)
+    figure.set_layout_engine("compressed")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True)
+    dots = {"linestyle": "none", "marker": ".", "markeredgewidth": 0}
+    for row, name in enumerate(results["names"]):
+        color = COLORS[LEARNED[name][0].partition("-")[0]]
+        for time, axis in enumerate(panels[row]):
+            draw_payoffs(axis, find_game(results["config"]["game"]))
+            others = clouds[row, 1:, time].reshape(-1, 2)
+            axis.plot(*others.T, color="lightgray", markersize=1, **dots)
+            axis.plot(*clouds[row, 0, time].T, color=color, markersize=1.5, **dots)
+            axis.plot(*results["partners"][row, 0, time], "kx", markersize=4)
+        panels[row, 0].set_ylabel(f"{name}\nopponent's return")
+    for axis, time in zip(panels[0], results["times"], strict=True):
+        axis.set_title(f"step {time}")
+    for axis in panels[-1]:
+        axis.set_xlabel("agent's return")
+    figure.suptitle(
+        f"{IPD}: an agent after so many steps of learning meets "
+        f"{opponents} random opponents\n"
+        f"color: the first agent; gray: {agents - 1} more; "
+        "cross: the first agent and the learner beside it\n"
+        "outline: all pairs of returns that are possible; dotted: both get the same"
+    )
+
+
+def draw_payoffs(axis, game: Game):
+    """The returns that two players can get in a game like the IPD, with its corners."""
+    dd, cd, dc, cc = np.transpose(game.rules.payoffs)
+    axis.plot(*np.transpose([dd, cd, cc, dc, dd]), color="black", linewidth=0.6)
+    axis.plot(*np.transpose([dd, cc]), ":", color="black", linewidth=0.6)
+    style = {"textcoords": "offset points", "fontsize": 5}
+    axis.annotate("DD", dd, (-2, -1), ha="right", va="top", **style)
+    axis.annotate("CD", cd, (0, 2), ha="center", va="bottom", **style)
+    axis.annotate("DC", dc, (0, -2), ha="center", va="top", **style)
+    axis.annotate("CC", cc, (2, 1), ha="left", va="bottom", **style)
+    axis.set(aspect="equal", xlim=(-3.6, 0.6), ylim=(-3.6, 0.6))
+    axis.set(xticks=range(-3, 1), yticks=range(-3, 1))
+
+
 # --- Command line ---------------------------------------------------------------------
 
 OF_KINDS = [f"{rule}_{game}" for game in KINDS.values() for rule in RULES]
@@ -742,6 +799,7 @@ FIGURES = {  # how each is drawn, and from which runs
     "policies": (draw_policies, ["meva_ipd", "lola_ipd"]),
     "landscape": (draw_landscape, list(LANDSCAPES)),
     "fields": (draw_fields, list(FIELDS)),
+    "polytope": (draw_polytope, ["polytope_ipd"]),
     "ablations": (
         draw_ablations,
         [*ABLATIONS, "meva_logistic", "semi_gradient_logistic"],

@@ -134,6 +134,7 @@ RUNS = {
     "tournament_imp": "tournament.py --game imp --protocol authors",
     "tournament_chicken": "tournament.py --game chicken --protocol authors",
     "tit-for-tat_contribution": "tournament.py --search",
+    "polytope_ipd": "tournament.py --polytope",
 }
 
 NETWORKS = {  # runs of MeVa on the Logistic Game: what they have, and their flags
@@ -1533,6 +1534,32 @@ def table_of_searches(runs: dict[str, Results]) -> str:
     return tournament.table_of_searches(runs["tit-for-tat_contribution"])
 
 
+def table_of_polytope(runs: dict[str, Results]) -> str:
+    """What learned policies of the IPD and random opponents get in the end.
+
+    Means over agents, and by agent the share of opponents that get less than it does.
+    """
+    results = runs["polytope_ipd"]
+    clouds = results["clouds"][:, :, -1].astype(float)  # (rule, agent, opponent, 2)
+    rows = []
+    for name, cloud, pairs in zip(
+        results["names"], clouds, results["partners"][:, :, -1], strict=True
+    ):
+        less = (cloud[..., 1] < cloud[..., 0]).mean(axis=1)
+        shares = ", ".join(f"{share:.2f}" for share in less)
+        low, high = np.percentile(cloud[..., 1], (5, 95))
+        others = f"{low:.2f} to {high:.2f}"
+        rows.append((name, both(pairs), both(cloud.mean(axis=1)), others, shares))
+    heading = (
+        "agent beside a learner",
+        "agent : that learner",
+        "agent : random opponent",
+        "90% of the opponents get",
+        "share of opponents that get less than the agent, by agent",
+    )
+    return table(heading, rows)
+
+
 # --- The pages ------------------------------------------------------------------------
 
 OF_MFOS = [
@@ -1576,6 +1603,7 @@ TABLES = {
     "tournament_imp": Table(table_of_tournament, ["tournament_imp"]),
     "tournament_chicken": Table(table_of_tournament, ["tournament_chicken"]),
     "tit-for-tat": Table(table_of_searches, ["tit-for-tat_contribution"]),
+    "polytope": Table(table_of_polytope, ["polytope_ipd"]),
     "mfos": Table(table_of_mfos, OF_MFOS),
     "devices": Table(table_of_devices, OF_DEVICES),
 }

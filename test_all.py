@@ -6257,6 +6257,169 @@ def test_when_players_have_found_tit_for_tat():
     assert not tit_for_tat(one_more, jnp.full((2, 5), 9.0))  # all-C
 
 
+def random_opponents(count=200):
+    """Policies of the IPD, (count, 5), and their chances of cooperating."""
+    log_odds = np.random.default_rng(0).uniform(-5, 5, (count, 5)).astype(np.float32)
+    return log_odds, 1 / (1 + np.exp(-log_odds.astype(float)))
+
+
+def test_opponents_of_all_d_are_on_the_edge_from_dd_to_dc():
+    """Where exactly: they see DD or, after they cooperated, CD."""
+    opponents, p = random_opponents()
+    found = tournament.meet(GAMES["ipd"], jnp.full(5, D), opponents)
+    init, after_dd, after_cd = p[:, :3].T
+    share = (0.04 * init + 0.96 * after_dd) / (1 - 0.96 * (after_cd - after_dd))
+    expected = np.stack([2 * share - 2, -2 - share], axis=1)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_opponents_of_tit_for_tat_get_what_it_gets_but_for_one_round():
+    """It returns all rounds of the other but the last, and adds a C before the first.
+
+    So the other gets 3 (1 - .96) (1 - c) more, c being its share of C: .12 at most.
+    """
+    opponents, _ = random_opponents()
+    agent = jnp.array([C, D, D, C, C])
+    own, other = np.array(tournament.meet(GAMES["ipd"], agent, opponents), float).T
+    share = (2 * own + other + 6) / 3
+    np.testing.assert_allclose(other - own, 0.12 * (1 - share), atol=1e-4)
+    assert np.ptp(share) > 0.8
+
+
+@pytest.mark.parametrize("chi", [1.5, 3])
+def test_opponents_of_an_extortioner_are_on_a_line(chi):
+    """f_1 + 2 = chi (f_2 + 2), whatever they do (Press and Dyson, 2012).
+
+    With a discount (Hilbe, Traulsen and Sigmund, 2015) that takes chances p with
+    .96 p = [C in the round before] + phi (own payoff + 2 - chi (the other's + 2)).
+    """
+    phi = 0.1
+    own = np.array([-2, -3, 0, -1])  # DD, CD, DC, CC
+    other = np.array([-2, 0, -3, -1])
+    was_c = np.array([0, 1, 0, 1])
+    p = (was_c + phi * (own + 2 - chi * (other + 2))) / 0.96
+    p = np.clip([0, *p], 1e-9, 1)  # D in the first round
+    agent = jnp.float32(np.log(p / (1 - p)))
+    opponents, _ = random_opponents()
+    found = np.array(tournament.meet(GAMES["ipd"], agent, opponents), float)
+    np.testing.assert_allclose(found[:, 0] + 2, chi * (found[:, 1] + 2), atol=1e-4)
+    assert np.ptp(found[:, 1]) > 0.2
+
+
+def small_polytope():
+    """Two rules: one beside itself, the other, with models, beside the first."""
+    everyone = {
+        "grow": tournament.Contestant(lambda x: 1.1 * x + 0.01),
+        "drift": tournament.Contestant(
+            lambda x, model, gammas, key: x + model * (1 + gammas[:, None]),
+            np.float32([0.25, 9]),
+            gamma=0.5,
+        ),
+    }
+    rows = {"first": ("grow", "grow"), "second": ("drift", "grow")}
+    with mock.patch.multiple(tournament, LEARNED=rows, TIMES=(0, 2, 3), OPPONENTS=6):
+        return tournament.play_polytope(GAMES["ipd"], everyone)
+
+
+def test_agents_meet_opponents_at_each_time_of_their_learning():
+    """In plain loops, with the first model and the meta-discount of its seat."""
+    results = small_polytope()
+    assert list(results["names"]) == ["first", "second"]
+    assert list(results["times"]) == [0, 2, 3]
+    game = GAMES["ipd"]
+    opponents = jax.random.uniform(jax.random.key(1), (6, 5), minval=-5, maxval=5)
+    keys = jax.random.split(jax.random.key(0), 1024)
+    for row, agent in np.ndindex(2, 8):
+        x = np.array(game.init(keys[agent]))
+        for step in range(4):
+            if step in (0, 2, 3):
+                k = (0, 2, 3).index(step)
+                found = results["clouds"][row, agent, k]
+                expected = [game.f(jnp.stack([x[0], one])) for one in opponents]
+                np.testing.assert_allclose(found, expected, atol=0.0065)
+                partner = results["partners"][row, agent, k]
+                np.testing.assert_allclose(partner, game.f(x), atol=1e-4)
+            own = 1.1 * x[0] + 0.01 if row == 0 else x[0] + 0.25 * 1.5
+            x = np.stack([own, 1.1 * x[1] + 0.01])
+
+
+def test_the_polytope_is_played_with_the_authors_settings(tmp_path, capsys):
+    """And written where plots.py and report.py find it."""
+    words = ["--polytope", "--out", str(tmp_path)]
+    status, _, err = call(tournament.main, words, capsys)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "lacks authors/meva_ipd" in err
+
+    folder = tmp_path / "results/authors"
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "results/paper/authors/meva_ipd.npz", folder)
+    arrays = small_polytope()
+    with mock.patch.object(tournament, "play_polytope", return_value=arrays) as play:
+        tournament.main(words)
+    _, everyone = play.call_args.args
+    assert {"meva", "naive", "lola-taylor-stop"} <= set(everyone)
+    runs, missing = plots.find(["polytope_ipd"], [tmp_path / "results"])
+    assert not missing
+    config = runs["polytope_ipd"]["config"]
+    settings = {name: config[name] for name in ("lr", "alpha", "gamma", "steps")}
+    assert settings == {"lr": 25, "alpha": 25, "gamma": 0.95, "steps": 50}
+    x = np.ones((2, 5), np.float32)
+    gradient = naive.naive_gradient(GAMES["ipd"].f, x)
+    np.testing.assert_allclose(everyone["naive"].step(x), x + 25 * gradient, rtol=1e-5)
+
+
+def polytope_of_five_rules():
+    """Random returns of three agents at two times beside four opponents."""
+    random = np.random.default_rng(0)
+    return results_of(
+        (0,),
+        names=np.array(list(plots.LEARNED)),
+        times=np.array([0, 7]),
+        clouds=random.uniform(-2, -1, (5, 3, 2, 4, 2)),
+        partners=random.uniform(-2, -1, (5, 3, 2, 2)),
+    )
+
+
+def test_the_polytope_is_drawn_with_the_first_agent_in_color():
+    results = polytope_of_five_rules()
+    panels = iter(draw_by(plots.draw_polytope, {"polytope_ipd": results}))
+    for row, (own, _) in enumerate(plots.LEARNED.values()):
+        for k, time in enumerate(results["times"]):
+            axis = next(panels)
+            outline, diagonal, others, first, partner = axis.lines
+            np.testing.assert_array_equal(
+                outline.get_xydata(), [[-2, -2], [-3, 0], [-1, -1], [0, -3], [-2, -2]]
+            )
+            np.testing.assert_array_equal(diagonal.get_xydata(), [[-2, -2], [-1, -1]])
+            clouds = results["clouds"][row, :, k]
+            np.testing.assert_array_equal(first.get_xydata(), clouds[0])
+            np.testing.assert_array_equal(others.get_xydata(), [*clouds[1], *clouds[2]])
+            where = results["partners"][row, 0, k]
+            np.testing.assert_array_equal(partner.get_xydata(), [where])
+            assert first.get_color() == plots.COLORS[own.partition("-")[0]]
+            assert axis.get_title() == (f"step {time}" if row == 0 else "")
+            corners = {text.get_text(): text.xy for text in axis.texts}
+            assert tuple(corners["CD"]) == (-3, 0)  # the agent cooperates
+            assert tuple(corners["DC"]) == (0, -3)
+
+
+def test_the_polytopes_table_has_the_last_step_and_who_gets_less():
+    results = polytope_of_five_rules()
+    made = report.table_of_polytope({"polytope_ipd": results}).splitlines()[2:]
+    for row, (name, line) in enumerate(zip(plots.LEARNED, made, strict=True)):
+        _, label, pair, cloud, most, shares, _ = [
+            one.strip() for one in line.split("|")
+        ]
+        returns = results["clouds"][row, :, 1]
+        assert label == name
+        assert pair == by_hand(results["partners"][row, :, 1]).replace("+-", "±")
+        assert cloud == by_hand(returns.mean(axis=1)).replace("+-", "±")
+        low, high = np.quantile(returns[..., 1], (0.05, 0.95))
+        assert most == f"{low:.2f} to {high:.2f}"
+        less = [sum(other < own for own, other in agent) / 4 for agent in returns]
+        assert shares == ", ".join(f"{share:.2f}" for share in less)
+
+
 # --- README.md, and the shape of the repository ---------------------------------------
 # The pages, the examples and the files themselves.
 

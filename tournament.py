@@ -15,6 +15,8 @@
     python tournament.py --game ipd --paper               plays nothing: the tournament in
                                                           results/paper/, drawn anew
     python tournament.py --search                         who finds tit-for-tat?
+    python tournament.py --polytope                       what learned policies allow
+                                                          random opponents (the IPD)
 
 Two players start from random policies, each follows its rule, and the returns of their
 last policies count. Everybody plays everybody in both seats, from the same 1024 starts;
@@ -53,15 +55,27 @@ import sos
 from games import (
     Game,
     Rules,
+    beside,
     find_game,
     follow,
     iterated_returns,
     run_script,
     state_distribution,
+    trajectory,
     unflatten,
     write_file,
 )
-from plots import KINDS, TITLES, WIDTH, Broken, Results, find, load, save_figure
+from plots import (
+    KINDS,
+    LEARNED,
+    TITLES,
+    WIDTH,
+    Broken,
+    Results,
+    find,
+    load,
+    save_figure,
+)
 
 TRIALS = 1024
 SCRIPTS = {"cola": cola, "maml": maml, "meva": meva, "mfos": mfos}  # that train
@@ -972,6 +986,85 @@ def search(out: str | Path):
     print(f"{table_of_searches(arrays)}\n\nwrote {path}")
 
 
+# --- What do learned policies allow others? (Press and Dyson, 2012) -------------------
+
+TIMES = (0, 5, 10, 20, 35, 50)  # steps of learning
+AGENTS = 8  # of each rule, from the tournament's first starts
+OPPONENTS = 1000
+
+
+def learn_beside(one: Contestant, other: Contestant, starts) -> jax.Array:
+    """The pairs that learn, at `TIMES`. (agent, 2, n) -> (agent, time, 2, n).
+
+    Player 1 follows `one`, and player 2 `other`, each with the first of its models.
+    """
+    gammas = jnp.float32([one.gamma, other.gamma])
+    rules = []
+    for contestant in (one, other):
+        rule = contestant.step
+        if contestant.models is not None:
+            model = jax.tree.map(lambda leaf: leaf[0], contestant.models)
+            rule = partial(rule, model=model, gammas=gammas, key=None)
+        rules.append(rule)
+    step = beside(*rules)
+    paths = jax.jit(jax.vmap(lambda x: trajectory(step, x, TIMES[-1])))(starts)
+    return paths[:, np.array(TIMES)]
+
+
+def meet(game: Game, policy: jax.Array, opponents: jax.Array) -> jax.Array:
+    """What a policy, (n,), gets beside each opponent, (K, n), and they. (K, 2)."""
+    return jax.vmap(lambda opponent: game.f(jnp.stack([policy, opponent])))(opponents)
+
+
+def play_polytope(game: Game, everyone: dict[str, Contestant]) -> dict:
+    """Agents meet random opponents while they learn: arrays of the npz.
+
+    Opponents are tables of log-odds, uniform between -5 and 5, the same for all.
+
+    Returns:
+      "clouds", (A, agent, time, opponent, 2): returns beside opponents, the agent's
+      first, of the rules in `plots.LEARNED`; "partners", (A, agent, time, 2): those
+      beside the player it learns with; "names", (A,); and "times".
+    """
+    keys = jax.random.split(jax.random.key(0), TRIALS)[:AGENTS]
+    starts = jax.vmap(game.init)(keys)
+    shape = (OPPONENTS, game.n)
+    opponents = jax.random.uniform(jax.random.key(1), shape, minval=-5, maxval=5)
+    of_all = jax.jit(jax.vmap(jax.vmap(lambda own: meet(game, own, opponents))))
+    clouds = []
+    partners = []
+    for own, other in LEARNED.values():
+        pairs = learn_beside(everyone[own], everyone[other], starts)
+        clouds.append(of_all(pairs[:, :, 0]))
+        partners.append(jax.vmap(jax.vmap(game.f))(pairs))
+    # To .01, less than a dot of the figure.
+    return {
+        "clouds": np.round(clouds, 2).astype(np.float16),
+        "partners": np.array(partners),
+        "names": np.array(list(LEARNED)),
+        "times": np.array(TIMES),
+    }
+
+
+def polytope(out: str | Path):
+    """Let agents of the IPD meet random opponents, and write what they get."""
+    game = find_game("ipd")
+    settings = protocol_of(game, "authors")
+    folder = Path(out) / "results"
+    runs, missing = find(["authors/meva_ipd"], [folder, folder / "paper"])
+    if missing:
+        raise ValueError(f"{folder} lacks {missing[0]}: see results/paper/details.md")
+    everyone = contestants(game, settings, {"meva": runs["authors/meva_ipd"]})
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = settings._replace(steps=TIMES[-1])
+    config = {"game": game.name, "protocol": "authors", "num_seeds": 1}
+    arrays = play_polytope(game, everyone)
+    path = folder / "polytope_ipd.npz"
+    config = json.dumps(config | settings._asdict())
+    write_file(path, partial(np.savez_compressed, config=config, **arrays))
+    print(f"wrote {path}; python plots.py --figure polytope draws it")
+
+
 # --- Command line ---------------------------------------------------------------------
 
 
@@ -988,11 +1081,14 @@ def main(argv=None):
     )
     parser.add_argument("--paper", action="store_true", help="draw what is kept")
     parser.add_argument("--search", action="store_true", help="for tit-for-tat instead")
+    parser.add_argument("--polytope", action="store_true", help="random opponents")
     parser.add_argument("--out", default=".", help="folder of results/ and figures/")
     args = parser.parse_args(argv)
     try:
         if args.search:
             search(args.out)
+        elif args.polytope:
+            polytope(args.out)
         elif args.paper:
             name = f"tournament_{args.game}.npz"
             results = load(Path(args.out) / "results/paper" / name)
