@@ -129,6 +129,11 @@ class Config:
     )
     seed: int = flag(0, "first random seed", 0, 2**31 - 1)
     num_seeds: int = flag(1, "number of models: seed, seed + 1, ...", 1, 1000)
+    preset: str = flag(
+        "paper",
+        "settings to begin with: the paper's, or RELIABLE's of meva.py",
+        choices=["paper", "reliable"],
+    )
     # --- Policies ---
     lr: float = flag(2.0, "step size of the policies, alpha in Eq. 6", 0, 1e30)
     form: str = flag("U", "learn V or its future part U (Sec. 4.1)", choices=["V", "U"])
@@ -233,6 +238,15 @@ PLANAR = {
     "eval_steps": 200,
 }
 QUICK_PLANAR = {"outer_steps": 600, "model_lr": 2e-3}
+# `--preset reliable`: a shorter training, in which larger steps of smaller batches and
+# more sign flips keep the model from settling. With less noise models come to agents of
+# which one exploits and the other forgives.
+RELIABLE = {
+    "outer_steps": 500,
+    "batch_size": 64,
+    "flip_prob": 1 / 4,
+    "model_lr": 1e-3,
+}
 # On the IPD players cooperate after 75 outer loops of this; with the paper's slower
 # target network (rho = .99) hardly before 150, in larger batches as well.
 QUICK = {
@@ -263,6 +277,10 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     }
     if played.planar:
         settings.update(PLANAR)
+    if changes.get("preset") == "reliable":
+        if played.planar or quick:
+            raise ValueError("--preset reliable takes an iterated game, and no --quick")
+        settings.update(RELIABLE)
     if quick:
         settings.update(QUICK_PLANAR if played.planar else QUICK)
     if quick and played.sample is not None:

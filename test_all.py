@@ -3848,6 +3848,7 @@ def test_every_setting_is_read(script, game):
 
 
 OTHER_VALUES = {
+    "preset": "reliable",
     "fixed_gamma": 0.3,
     "form": "V",
     "last_activation": "gelu",
@@ -4006,6 +4007,21 @@ def test_defaults_are_the_papers(script, game):
     assert quick != dataclasses.replace(config, seed=3)
 
 
+def test_the_reliable_preset_is_the_papers_settings_but_for_four():
+    reliable = {
+        "preset": "reliable",
+        "outer_steps": 500,
+        "batch_size": 64,
+        "flip_prob": 1 / 4,
+        "model_lr": 1e-3,
+    }
+    paper = meva.make_config("chicken")
+    config = meva.make_config("chicken", preset="reliable")
+    assert config == dataclasses.replace(paper, **reliable)
+    longer = meva.make_config("chicken", preset="reliable", outer_steps=600)
+    assert longer == dataclasses.replace(config, outer_steps=600)
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_shows_every_flag_and_its_default_on_the_ipd(script, capsys):
     module = SCRIPTS[script]
@@ -4075,6 +4091,8 @@ meva --eval-gammas -> --eval-gammas: expected at least one argument
 meva --stride 7 -> --stride takes divisors of --rollout-length 100, not 7
 meva --no-semi-gradient -> --no-semi-gradient takes --target-inertia 0
 lola --variant joint --lookahead 2 -> --variant joint takes --lookahead 1
+meva --preset reliable --quick -> --preset reliable takes an iterated game, and no --quick
+meva --preset reliable --game logistic -> --preset reliable takes an iterated game
 meva --devices 0 -> --devices takes 1 to 256, not 0
 meva --distributed localhost:1 two 0 -> --distributed takes HOST:PORT
 meva --distributed localhost:1 2 -> --distributed takes HOST:PORT
