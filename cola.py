@@ -47,7 +47,6 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +54,7 @@ import optax
 
 from games import (
     Game,
+    checked_policies,
     evaluate_game,
     find_game,
     flatten,
@@ -327,8 +327,7 @@ def cola_gradient(params, game: Game, x: jax.Array, alpha) -> jax.Array:
     Returns:
       (2, n), in units of return per unit of policy parameter.
     """
-    x = 1.0 * jnp.asarray(x)  # integers become floats
-    chex.assert_shape(x, (2, game.n))
+    x = checked_policies(x, game.n)
     model_1, model_2 = models_of(params)
     seen_1, seen_2 = game.features(x)
     row_1 = model_row(model_1, seen_1, seen_2, alpha)
@@ -350,8 +349,7 @@ def both_sides(
     """
     if variant not in ("exact", "joint"):
         raise ValueError(f"variant is exact or joint, not {variant}")
-    x = 1.0 * jnp.asarray(x)
-    chex.assert_shape(x, (2, game.n))
+    x = checked_policies(x, game.n)
     alpha = jnp.asarray(alpha, x.dtype)
     model_1, model_2 = models_of(params)
     x_1, x_2 = x

@@ -110,6 +110,64 @@ class Game(NamedTuple):
         return self.rules is not None
 
 
+def checked_policies(x, n: int | None = None) -> jax.Array:
+    """x as an array of floats, (2, n); TypeError or ValueError if it cannot be one.
+
+    How to make x where players' parameters are dictionaries, as in flax, params_1 and
+    params_2, perhaps with different numbers of parameters:
+
+    ```python
+    import jax.numpy as jnp
+    from jax.flatten_util import ravel_pytree
+
+    row_1, unravel_1 = ravel_pytree(params_1)
+    row_2, unravel_2 = ravel_pytree(params_2)
+    n = max(len(row_1), len(row_2))
+    x = jnp.stack([jnp.pad(row, (0, n - len(row))) for row in (row_1, row_2)])
+
+    def f(x):  # what a shorter row was padded with is left out
+        params_1 = unravel_1(x[0, : len(row_1)])
+        params_2 = unravel_2(x[1, : len(row_2)])
+        return jnp.stack(play(params_1, params_2))  # the returns of both players
+    ```
+    """
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError):
+        raise TypeError(
+            "x must be an array (2, n): flatten each player's parameters with "
+            "jax.flatten_util.ravel_pytree, pad the shorter row with numbers that f "
+            "ignores, and jnp.stack both rows (games.checked_policies has an example)"
+        ) from None
+    if x.ndim != 2 or len(x) != 2 or n not in (None, x.shape[1]):
+        raise ValueError(
+            f"x must be (2, {n or 'n'}), not {x.shape}: a row for each player, as all "
+            "games here have two; for a batch there is jax.vmap"
+        )
+    return x.astype(jnp.result_type(x, 1.0))  # integers become floats
+
+
+def checked_returns(f: Callable) -> Callable:
+    """f, but with a TypeError where it does not return an array (2,), or uses NumPy."""
+
+    def checked(x):
+        try:
+            returns = f(x)
+        except jax.errors.TracerArrayConversionError as error:
+            raise TypeError(
+                "f must use jax.numpy in place of NumPy, as JAX differentiates it"
+            ) from error
+        found = getattr(returns, "shape", f"a {type(returns).__name__}")
+        if found != (2,):
+            raise TypeError(
+                f"f must return both players' returns as an array (2,), not {found}: "
+                "for example jnp.stack([return_1, return_2])"
+            )
+        return jnp.asarray(returns)
+
+    return checked
+
+
 def simultaneous_gradient(f: Callable, x: jax.Array) -> jax.Array:
     """Row i is the derivative of f_i by x_i (the barred nabla of Eq. 1).
 
@@ -120,8 +178,8 @@ def simultaneous_gradient(f: Callable, x: jax.Array) -> jax.Array:
     Returns:
       (2, n), in units of return per unit of policy parameter.
     """
-    chex.assert_shape(x, (2, None))
-    returns, pull_back = jax.vjp(f, x)
+    x = checked_policies(x)
+    returns, pull_back = jax.vjp(checked_returns(f), x)
     of_1, of_2 = jnp.eye(2, dtype=returns.dtype)
     (gradient_1,) = pull_back(of_1)  # (2, n): the derivatives of f_1 by x_1 and x_2
     (gradient_2,) = pull_back(of_2)

@@ -32,7 +32,6 @@ and figures/hola_GAME.png.
 import argparse
 import dataclasses
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +39,8 @@ import numpy as np
 from games import (
     GAMES,
     Game,
+    checked_policies,
+    checked_returns,
     evaluate_game,
     find_game,
     make_folders,
@@ -148,8 +149,8 @@ def hola_gradient(f, x: jax.Array, alpha, order: int) -> jax.Array:
       (2, n), in units of return per unit of policy parameter. Row i is the derivative
       of player i's surrogate by x_i.
     """
-    x = jnp.asarray(x)
-    chex.assert_shape(x, (2, None))
+    x = checked_policies(x)
+    f = checked_returns(f)
     alpha_1, alpha_2 = jnp.broadcast_to(jnp.asarray(alpha, x.dtype), 2)
 
     def f_1(own, other):

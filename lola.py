@@ -39,7 +39,6 @@ import argparse
 import dataclasses
 from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +46,8 @@ import numpy as np
 from games import (
     GAMES,
     Game,
+    checked_policies,
+    checked_returns,
     evaluate_game,
     find_game,
     make_folders,
@@ -207,16 +208,15 @@ def lola_gradient(
       (2, n), in units of return per unit of policy parameter. Row i is the derivative
       of player i's surrogate with respect to x_i.
     """
-    x = jnp.asarray(x)
-    chex.assert_shape(x, (2, None))
+    x = checked_policies(x)
+    f = checked_returns(f)
     alpha_1, alpha_2 = jnp.broadcast_to(jnp.asarray(alpha, x.dtype), 2)
     if variant not in SURROGATES:
         raise ValueError(f"variant is one of {', '.join(SURROGATES)}, not {variant}")
     if variant == "joint" and lookahead > 1:
         raise ValueError("joint takes one look-ahead step")
     surrogate = SURROGATES[variant]
-    if f_ahead is None:
-        f_ahead = f
+    f_ahead = f if f_ahead is None else checked_returns(f_ahead)
 
     def surrogate_1(own):
         change = imagined_change(payoff_2(f_ahead), own, x[1], alpha_1, lookahead)

@@ -43,7 +43,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +50,7 @@ import optax
 
 from games import (
     Game,
+    checked_policies,
     evaluate_game,
     find_game,
     flatten,
@@ -164,8 +164,9 @@ def meta_return(
       (), the mean of f_i(x(1)), ..., f_i(x(T)) of the player i that the agent is. Its
       gradient with respect to `params` is what the agent ascends.
     """
-    chex.assert_shape((params.policy, opponent), (2, game.n))
-    start = opponent.at[agent].set(params.policy[agent])
+    policy = checked_policies(params.policy, game.n)
+    opponent = checked_policies(opponent, game.n)
+    start = opponent.at[agent].set(policy[agent])
     step_sizes = jnp.full(2, lr, start.dtype).at[agent].set(params.step_size[agent])
 
     # Each step is computed again in the backward pass: on CPUs twice as fast as to

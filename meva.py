@@ -54,6 +54,7 @@ import optax
 from games import (
     Game,
     beside,
+    checked_policies,
     evaluate_game,
     find_game,
     flatten,
@@ -418,8 +419,7 @@ def combine(model: Model, z: jax.Array, z_other: jax.Array, signs=1.0) -> jax.Ar
 
 def as_arrays(game: Game, x, gamma) -> tuple[jax.Array, jax.Array]:
     """x as floats, (2, n), and gamma, one for both players or one for each, as (2,)."""
-    x = 1.0 * jnp.asarray(x)
-    chex.assert_shape(x, (2, game.n))
+    x = checked_policies(x, game.n)
     return x, jnp.broadcast_to(jnp.asarray(gamma, x.dtype), 2)
 
 
@@ -524,8 +524,7 @@ def opponent_step(game: Game, x: jax.Array, config: Config, key=None) -> jax.Arr
     With a key returns are estimates, an independent one for LOLA's imagined step. See
     lola.py for the forms of LOLA.
     """
-    x = 1.0 * jnp.asarray(x)
-    chex.assert_shape(x, (2, game.n))
+    x = checked_policies(x, game.n)
     x_1, x_2 = x
     if config.opponent == "lola" and key is not None:
         key, key_ahead = jax.random.split(key)

@@ -40,7 +40,6 @@ import argparse
 import dataclasses
 from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +47,8 @@ import numpy as np
 from games import (
     GAMES,
     Game,
+    checked_policies,
+    checked_returns,
     evaluate_game,
     find_game,
     make_folders,
@@ -218,8 +219,8 @@ def pola_step(
     Returns:
       (2, n), the new joint policy, not a direction. Not differentiable in reverse.
     """
-    x = jnp.asarray(x)
-    chex.assert_shape(x, (2, None))
+    x = checked_policies(x)
+    f = checked_returns(f)
     alphas = jnp.broadcast_to(jnp.asarray(alpha, x.dtype), 2)
 
     def next_policy(i):

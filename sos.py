@@ -41,7 +41,6 @@ import argparse
 import dataclasses
 from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +48,8 @@ import numpy as np
 from games import (
     GAMES,
     Game,
+    checked_policies,
+    checked_returns,
     evaluate_game,
     find_game,
     make_folders,
@@ -286,8 +287,8 @@ def sos_gradient(
     Returns:
       (2, n), in units of return per unit of policy parameter.
     """
-    x = jnp.asarray(x)
-    chex.assert_shape(x, (2, None))
+    x = checked_policies(x)
+    f = checked_returns(f)
     if variant not in VARIANTS:
         raise ValueError(f"variant is one of {', '.join(VARIANTS)}, not {variant}")
 

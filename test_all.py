@@ -13,12 +13,14 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import inspect
 import io
 import itertools
 import json
 import os
 import pathlib
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -3353,17 +3355,9 @@ def test_wrong_shapes_and_variants_are_told_to_who_copies():
     game = GAMES["ipd"]
     params, config = make_model()
     g, _ = make_cola("ipd")
-    x = jnp.zeros((3, 5))
+    x = jnp.zeros((2, 4))
     short = jnp.zeros((3, 2, 5))  # the stride is 3
-    near = partial(pola.divergence, game)
     wrong = (
-        (naive.naive_gradient, game.f, x),
-        (lola.lola_gradient, game.f, x, 0.5),
-        (hola.hola_gradient, game.f, x, 0.5, 1),
-        (sos.sos_gradient, game.f, x, 0.5),
-        (pola.pola_step, game.f, x, 0.5, 0.1, near),
-        (cola.cola_gradient, g, game, x, 0.5),
-        (meva.meva_gradient, params, game, x, 0.9, config),
         (meva.td_loss, params, params, game, short, jnp.zeros(2), config),
         (meva.quantile_loss, jnp.zeros(3), jnp.zeros(4)),
         (games.state_distribution, x, 0.96),
@@ -3371,8 +3365,115 @@ def test_wrong_shapes_and_variants_are_told_to_who_copies():
     for function, *args in wrong:
         with pytest.raises(AssertionError, match="shape"):
             function(*args)
+    of_models = (
+        (cola.cola_gradient, g, game, x, 0.5),
+        (cola.consistency_loss, g, game, x, 0.5),
+        (meva.meva_gradient, params, game, x, 0.9, config),
+        (meva.opponent_step, game, x, config),
+    )
+    for function, *args in of_models:
+        with pytest.raises(ValueError, match=r"x must be \(2, 5\), not \(2, 4\)"):
+            function(*args)
     with pytest.raises(ValueError, match="not extra"):
         lola.lola_gradient(games.tandem, jnp.zeros((2, 1)), 0.1, "extra")
+
+
+def half_distance(x, y):
+    return ((y - x) ** 2).sum(axis=1) / 2
+
+
+def return_of_maml(f, x):
+    agents = maml.Agents(x, jnp.ones(2))
+    return maml.meta_return(agents, CUBIC._replace(f=f), x, 0, 0.1, 2)
+
+
+COPIED = {  # what people copy, as functions of f and x
+    "naive": naive.naive_gradient,
+    "lola": partial(lola.lola_gradient, alpha=0.5),
+    "f_ahead": lambda f, x: lola.lola_gradient(CUBIC.f, x, 0.5, f_ahead=f),
+    "hola": partial(hola.hola_gradient, alpha=0.5, order=1),
+    "sos": partial(sos.sos_gradient, alpha=0.5),
+    "pola": partial(
+        pola.pola_step, alpha=0.5, beta=1.0, distance=half_distance, steps=3
+    ),
+    "maml": return_of_maml,
+}
+DENSE = {"kernel": np.ones((2, 2)), "bias": np.ones(2)}
+WRONG_POLICIES = [  # and what is said of them
+    ({"params": DENSE}, "ravel_pytree"),
+    ([DENSE, DENSE], "ravel_pytree"),
+    (None, r"must be an array \(2, n\)"),
+    ([np.ones(3), np.ones(2)], "pad the shorter row"),
+    ([[1.0, 2.0], [1.0]], "pad the shorter row"),
+    (np.ones((3, 2)), r"not \(3, 2\): .* all games here have two"),
+    ([np.ones(2)] * 3, r"not \(3, 2\): .* all games here have two"),
+    (np.ones((7, 2, 2)), r"not \(7, 2, 2\): .* for a batch there is jax.vmap"),
+    (np.ones(2), r"must be \(2, [n2]\), not \(2,\): a row for each player"),
+]
+WRONG_GAMES = [
+    (cubic, r"an array \(2,\), not a tuple: .* jnp.stack"),
+    (lambda x: list(cubic(x)), r"an array \(2,\), not a list: .* jnp.stack"),
+    (lambda x: None, "not a NoneType"),
+    (lambda x: CUBIC.f(x)[:, None], r"an array \(2,\), not \(2, 1\)"),
+    (lambda x: CUBIC.f(x)[0], r"not \(\)"),
+    (lambda x: CUBIC.f(x)[jnp.array([0, 1, 0])], r"not \(3,\)"),
+    (lambda x: np.stack(cubic(x)), "jax.numpy in place of NumPy"),
+]
+
+
+@pytest.mark.parametrize("name", COPIED)
+def test_what_is_no_policy_or_no_game_gets_one_sentence(name):
+    """Inside of jit, too."""
+    function = COPIED[name]
+    jitted = jax.jit(function, static_argnums=0)
+    cases = [(function, CUBIC.f, x, said) for x, said in WRONG_POLICIES]
+    cases += [(jitted, CUBIC.f, x, said) for x, said in WRONG_POLICIES]
+    cases += [(jitted, f, X, said) for f, said in WRONG_GAMES]
+    for gradient, f, x, said in cases:
+        with pytest.raises((TypeError, ValueError), match=said) as caught:
+            gradient(f, x)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", COPIED)
+def test_integers_lists_and_numpys_numbers_are_policies(name):
+    function = partial(COPIED[name], CUBIC.f)
+    numbers = [[1, -2], [3, 0]]
+    rows = [np.array(row) for row in numbers]
+    for x in (numbers, rows, np.array(numbers), np.array(numbers, float)):
+        assert jax.eval_shape(function, x).dtype == jnp.float32
+    if name == "lola":
+        x = jnp.array(numbers)
+        found = lola_gradient(CUBIC.f, x, 0.5)
+        np.testing.assert_array_equal(found, lola_gradient(CUBIC.f, 1.0 * x, 0.5))
+
+
+def test_the_example_with_parameters_in_dictionaries(tmp_path):
+    """Gradients are those by the dictionaries; what pads a row stays as it is."""
+    text = inspect.getdoc(games.checked_policies)
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len([line for line in example.splitlines() if line]) <= 11
+    numbers = jax.random.normal(jax.random.key(0), (9,))
+    params_1 = {"w": numbers[:4].reshape(2, 2), "b": numbers[4:6]}
+    params_2 = {"v": numbers[6:]}
+
+    def play(one, two):
+        both = jnp.tanh(one["w"] @ two["v"][:2] + one["b"])
+        return both.sum() * two["v"][2], (both**2).sum()
+
+    path = tmp_path / "example.py"
+    path.write_text(example)
+    given = {"play": play, "params_1": params_1, "params_2": params_2}
+    names = runpy.run_path(str(path), given)
+    f, x = names["f"], names["x"]
+    assert x.shape == (2, 6)
+    np.testing.assert_array_equal(lola_gradient(f, x, 0.5)[1, 3:], 0)
+    gradient = lola_gradient(f, x, 0.0)
+    slopes = jax.jit(jax.jacobian(play, argnums=(0, 1)))(params_1, params_2)
+    of_1, of_2 = slopes[0][0], slopes[1][1]
+    same = partial(np.testing.assert_allclose, rtol=1e-5)
+    same(gradient[0], np.concatenate([of_1["b"], of_1["w"].ravel()]))
+    same(gradient[1], np.pad(of_2["v"], (0, 3)))
 
 
 # Runs: what a script wrote is held against its own arrays, and its `main` against `train`
