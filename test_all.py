@@ -264,11 +264,12 @@ def test_the_ipd_in_closed_form():
 
 def test_a_pair_of_all_d_gets_dd_at_every_discount():
     """To float32 rounding over 1 - discount, what is left of the linear system."""
-    x = jnp.array([ALL_D, ALL_D])
+    x, payoffs = jnp.array([ALL_D, ALL_D]), payoffs_of("ipd").T
+    returns = jax.jit(games.iterated_returns)
     for discount in (0, 0.1, 0.5, 0.9, 0.96, 0.99, 0.999):
-        f = games.find_game(f"ipd+discount={discount}").f
         atol = 2 * 2**-23 / (1 - discount)
-        np.testing.assert_allclose(f(x), [-2, -2], rtol=0, atol=atol)
+        found = returns(x, payoffs, discount)
+        np.testing.assert_allclose(found, [-2, -2], rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("name", POINTS)
@@ -664,21 +665,22 @@ def test_returns_are_alike_alone_and_in_batches_of_any_size():
     game = games.find_game("ipd+discount=0.999")
     xs = random_policies(game, 1000)
 
-    def returns_and_gradient(x):
-        return game.f(x), simultaneous_gradient(game.f, x)
+    def returns_and_slope(x):
+        returns, pull_back = jax.vjp(game.f, x)
+        return returns, pull_back(jnp.array([1.0, 0.5]))[0]
 
-    alone = jax.jit(returns_and_gradient)
-    together = jax.jit(jax.vmap(returns_and_gradient))
+    alone = jax.jit(returns_and_slope)
+    together = jax.jit(jax.vmap(returns_and_slope))
     exact = table_returns(xs, payoffs_of("ipd"), 0.999)
     few = [alone(x) for x in xs[:7]]
     # float32 rounding of numbers up to 3, over 1 - discount.
     same = partial(np.testing.assert_allclose, rtol=0, atol=3 * 2**-23 / 0.001)
     for count in (7, 64, 1000):
-        returns, gradients = together(xs[:count])
+        returns, slopes = together(xs[:count])
         same(returns, exact[:count])
-        for i, (its_returns, its_gradient) in enumerate(few):
+        for i, (its_returns, its_slope) in enumerate(few):
             same(returns[i], its_returns)
-            same(gradients[i], its_gradient)
+            same(slopes[i], its_slope)
 
 
 def test_returns_are_computed_in_float32_at_least():
@@ -1406,6 +1408,22 @@ X = np.array([[0.3, -0.7], [1.1, 0.4]])  # a joint policy of it
 ALPHAS = np.array([0.7, 0.3])  # look-ahead steps of player 1 and 2
 
 
+# The same form for both players, with numbers that a program takes as an argument.
+NUMBERS = np.array(
+    [  # of player 1's returns, then of player 2's: they go with their players
+        [[1.0, -2.0], [-0.5, 0.3], [0.2, 0.4]],
+        [[0.5, 3.0], [0.2, -0.7], [-0.6, 0.1]],
+    ]
+)
+
+
+def numbered_returns(numbers, x):
+    """f_i = sum of a x_i x_j + b x_i^2 + c x_i x_j^2, with a, b, c = numbers[i]."""
+    a, b, c = numbers[:, 0], numbers[:, 1], numbers[:, 2]
+    other = x[::-1]
+    return (x * (a * other + b * x + c * other**2)).sum(axis=1)
+
+
 TANDEM_STOPS = {  # x_1 + x_2 where both look ahead by a, worked out by hand
     "sos": lambda a: 1 + 0 * a,
     "lookahead": lambda a: 1 + 0 * a,
@@ -1714,6 +1732,35 @@ def test_sos_and_its_family_against_matrices(x, alphas, number, low, high):
             expected, _ = sos_by_matrices(x, alphas, **settings)
             found = sos_family(x, np.array(alphas), **settings)
             chex.assert_trees_all_close(found, expected, rtol=1e-6, atol=1e-12)
+
+
+@jax.jit
+def family_at_rest(numbers, alphas):
+    """Directions of SOS and its family at x = 0; derivatives of their sum."""
+
+    def total(x, alphas):
+        gradient = partial(sos.sos_gradient, partial(numbered_returns, numbers))
+        found = {v: gradient(x, alphas, variant=v) for v in sos.VARIANTS}
+        return sum(rows.sum() for rows in found.values()), found
+
+    x = jnp.zeros((2, 1), numbers.dtype)
+    slopes, found = jax.grad(total, argnums=(0, 1), has_aux=True)(x, alphas)
+    return found, slopes
+
+
+@pytest.mark.parametrize(
+    "of_both",
+    [(1.0, -0.5, 0.2), (-2.0, -1.0, 0.0), (0.0, 0.0, 0.0)],
+    ids=["point", "line", "constant"],
+)
+def test_soss_family_and_its_derivatives_are_finite_where_nobody_moves(of_both):
+    """x = 0 is a fixed point, one of a line of them (H is singular), or f is 0."""
+    numbers = np.float32([of_both, of_both])[:, :, None]
+    found, slopes = family_at_rest(numbers, np.float32(ALPHAS))
+    for variant, rows in found.items():
+        np.testing.assert_array_equal(rows, 0, err_msg=variant)
+    for slope in slopes:  # by x and by alpha
+        assert np.isfinite(slope).all()
 
 
 PUBLISHED_LOSSES = {
@@ -3139,6 +3186,15 @@ def test_training_by_ppo_against_plain_loops():
             assert state.step == loop
 
 
+def test_returns_of_mfos_stop_at_the_end_of_a_meta_episode():
+    """Nothing comes after the last step, and nothing from another episode."""
+    rewards = jnp.array([[1.0, 10.0], [2.0, 20.0], [4.0, 40.0]])  # (T, batch)
+    found = mfos.discounted_returns(rewards, 0.5)
+    first, last = 1 + 0.5 * 2 + 0.25 * 4, 4
+    expected = np.array([first, 2 + 0.5 * last, last])
+    np.testing.assert_allclose(found, expected[:, None] * [1, 10])
+
+
 def test_how_mfos_is_evaluated(monkeypatch):
     """Agents draw by keys of their own, each sees its own policy first; then episodes."""
     x = np.array([[0.2, -0.5], [1.0, 0.7]])
@@ -3269,6 +3325,98 @@ def test_training_reaches_the_meta_value_of_a_quadratic_game(form):
             error = np.abs(values[:, player] - expected).mean()
             errors.append(error / np.abs(expected).mean())
     assert np.mean(errors) < 0.2, errors
+
+
+# --- All rules: exchanged seats; costs in the place of returns ------------------------
+# What must be so in any game. In float64, where nobody is like the other.
+
+
+@partial(jax.jit, static_argnums=3)
+def directions(numbers, x, alphas, steps):
+    """Of all rules that are formulas, by name, (2, 2) each.
+
+    Those that do not take a number of look-ahead steps, or n, are there at 1.
+    """
+    f = partial(numbered_returns, numbers)
+    found = {"hola": hola.hola_gradient(f, x, alphas, steps)}
+    for variant in VARIANTS:
+        gradient = lola.lola_gradient(f, x, alphas, variant, lookahead=steps)
+        found[f"lola {variant}"] = gradient
+    if steps == 1:
+        found["naive"] = naive.naive_gradient(f, x)
+        found["lola joint"] = lola.lola_gradient(f, x, alphas, "joint")
+        for variant in sos.VARIANTS:
+            found[f"sos {variant}"] = sos.sos_gradient(f, x, alphas, variant)
+    return found
+
+
+LOOK_AHEAD = pytest.mark.parametrize("steps", [1, 2, pytest.param(3, marks=slow)])
+
+
+@LOOK_AHEAD
+def test_players_take_their_directions_with_them_if_they_exchange_seats(steps):
+    with jax.enable_x64(True):
+        for x in np.random.default_rng(0).normal(size=(4, 2, 2)):
+            here = directions(NUMBERS, x, ALPHAS, steps)
+            there = directions(NUMBERS[::-1], x[::-1], ALPHAS[::-1], steps)
+            for name, rows in here.items():
+                assert np.abs(rows[0] - rows[1]).max() > 0.01, name
+                same = partial(np.testing.assert_allclose, rtol=1e-9, err_msg=name)
+                same(there[name], rows[::-1])
+
+
+@LOOK_AHEAD
+def test_costs_with_a_negative_look_ahead_mirror_returns(steps):
+    """All but SGA, whose sign depends on that of returns."""
+    with jax.enable_x64(True):
+        for x in np.random.default_rng(0).normal(size=(4, 2, 2)):
+            returns = directions(NUMBERS, x, ALPHAS, steps)
+            costs = directions(-NUMBERS, x, -ALPHAS, steps)
+            for name in returns.keys() - {"sos sga"}:
+                same = partial(np.testing.assert_allclose, rtol=1e-9, err_msg=name)
+                same(costs[name], -returns[name])
+
+
+def half_distance(x, y):
+    return ((y - x) ** 2).sum(axis=1) / 2
+
+
+UNSHARED = {"hidden": 4, "blocks": 0, "share_params": False}
+MODELLED = {
+    "cola": cola.make_config(CUBIC, **UNSHARED),
+    "meva": meva.make_config(CUBIC, quantiles=3, **UNSHARED),
+    "mfos": mfos.make_config(CUBIC, opponent="lola", alpha=0.4),
+}
+
+
+@jax.jit
+def ends_and_returns(numbers, x, strengths, of_cola, of_meva):
+    """What rules that climb or have models make of x. Models go with their players."""
+    f = partial(numbered_returns, numbers)
+    game = CUBIC._replace(f=f)
+    agents = maml.Agents(x, strengths)
+    returns = [maml.meta_return(agents, game, 2 * x, i, 0.1, 3) for i in (0, 1)]
+    return {
+        "pola": pola.pola_step(f, x, strengths, 4.0, half_distance, 20),
+        "cola": cola.cola_gradient(of_cola, game, x, 0.5),
+        "meva": meva.meva_gradient(of_meva, game, x, strengths, MODELLED["meva"]),
+        "mfos": mfos.opponent_gradient(game, x, MODELLED["mfos"]),
+        "maml": jnp.stack(returns),
+    }
+
+
+def test_players_take_their_models_with_them_if_they_exchange_seats():
+    with jax.enable_x64(True):
+        key = jax.random.key(0)
+        of_cola = cola.model_init(key, CUBIC, MODELLED["cola"])
+        of_meva = meva.model_init(key, CUBIC, MODELLED["meva"])
+        here = ends_and_returns(NUMBERS, X, ALPHAS, of_cola, of_meva)
+        turned = [one[::-1] for one in (NUMBERS, X, ALPHAS, of_cola, of_meva)]
+        there = ends_and_returns(*turned)
+        for name, rows in here.items():
+            assert np.abs(rows[0] - rows[1]).max() > 1e-4, name
+            same = partial(np.testing.assert_allclose, rtol=1e-9, err_msg=name)
+            same(there[name], rows[::-1])
 
 
 # --- For those who copy: dtypes, games of one's own, errors ---------------------------
@@ -3416,10 +3564,6 @@ def test_wrong_shapes_and_variants_are_told_to_who_copies():
         lola.lola_gradient(games.tandem, jnp.zeros((2, 1)), 0.1, "extra")
 
 
-def half_distance(x, y):
-    return ((y - x) ** 2).sum(axis=1) / 2
-
-
 def return_of_maml(f, x):
     agents = maml.Agents(x, jnp.ones(2))
     return maml.meta_return(agents, CUBIC._replace(f=f), x, 0, 0.1, 2)
@@ -3473,17 +3617,21 @@ def test_what_is_no_policy_or_no_game_gets_one_sentence(name):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", COPIED)
-def test_integers_lists_and_numpys_numbers_are_policies(name):
-    function = partial(COPIED[name], CUBIC.f)
+def test_integers_lists_and_numpys_numbers_are_policies():
+    """In the dtype of x, with jax_enable_x64 on as well as off."""
     numbers = [[1, -2], [3, 0]]
     rows = [np.array(row) for row in numbers]
-    for x in (numbers, rows, np.array(numbers), np.array(numbers, float)):
-        assert jax.eval_shape(function, x).dtype == jnp.float32
-    if name == "lola":
-        x = jnp.array(numbers)
-        found = lola_gradient(CUBIC.f, x, 0.5)
-        np.testing.assert_array_equal(found, lola_gradient(CUBIC.f, 1.0 * x, 0.5))
+    for wide, expected in ((False, jnp.float32), (True, jnp.float64)):
+        with jax.enable_x64(wide):
+            for x in (numbers, rows, np.array(numbers), np.array(numbers, float)):
+                found = games.checked_policies(x)
+                assert (type(found), found.dtype) == (type(jnp.zeros(2)), expected)
+                np.testing.assert_array_equal(found, numbers)
+            for dtype in (jnp.bfloat16, jnp.float32):
+                assert games.checked_policies(jnp.zeros((2, 1), dtype)).dtype == dtype
+    for function in COPIED.values():
+        out = jax.eval_shape(partial(function, CUBIC.f), np.array(numbers))
+        assert out.dtype == jnp.float32
 
 
 def test_the_example_with_parameters_in_dictionaries(tmp_path):
@@ -3505,8 +3653,7 @@ def test_the_example_with_parameters_in_dictionaries(tmp_path):
     names = runpy.run_path(str(path), given)
     f, x = names["f"], names["x"]
     assert x.shape == (2, 6)
-    np.testing.assert_array_equal(lola_gradient(f, x, 0.5)[1, 3:], 0)
-    gradient = lola_gradient(f, x, 0.0)
+    gradient = jax.jit(naive.naive_gradient, static_argnums=0)(f, x)
     slopes = jax.jit(jax.jacobian(play, argnums=(0, 1)))(params_1, params_2)
     of_1, of_2 = slopes[0][0], slopes[1][1]
     same = partial(np.testing.assert_allclose, rtol=1e-5)
@@ -6394,9 +6541,23 @@ def test_the_search_counts_the_better_setting_and_writes_it(tmp_path, capsys):
     assert tournament.table_of_searches(*runs.values()) in out
 
 
+plays_tit_for_tat = jax.jit(tournament.plays_tit_for_tat, static_argnums=0)
+
+
+def test_who_punishes_only_after_dd_has_not_found_tit_for_tat():
+    """After CD it cooperates, at .9. (After DD, CD: less than .65 on average, or once)"""
+    game = GAMES["contribution"]
+    for after_cd, found in ((0.9, False), (0.8, False), (0.64, True)):
+        chances = np.array([0.9, 0.45, after_cd, 0.9, 0.9])
+        x = np.log(chances / (1 - chances))
+        pair = np.stack([x, x])
+        assert np.mean(plain_returns(pair, contribution(1.33))) > 0.8 * 0.33
+        assert plays_tit_for_tat(game, pair) == found
+
+
 def test_when_players_have_found_tit_for_tat():
     """Both cooperate with less than .65 after D, and get more than .8 of CC's .33."""
-    tit_for_tat = jax.jit(tournament.plays_tit_for_tat, static_argnums=0)
+    tit_for_tat = plays_tit_for_tat
     game = GAMES["contribution"]
     one_more = games.find_game("contribution+payoffs=1.33,0.665,1.665,1.0")
     strict = np.array([9.0, -9, -9, 9, 9])
