@@ -3405,6 +3405,7 @@ def ends_and_returns(numbers, x, strengths, of_cola, of_meva):
     }
 
 
+@slow
 def test_players_take_their_models_with_them_if_they_exchange_seats():
     with jax.enable_x64(True):
         key = jax.random.key(0)
