@@ -3565,9 +3565,9 @@ def test_wrong_shapes_and_variants_are_told_to_who_copies():
         lola.lola_gradient(games.tandem, jnp.zeros((2, 1)), 0.1, "extra")
 
 
-def return_of_maml(f, x):
+def return_of_maml(f, x=X, opponent=X):
     agents = maml.Agents(x, jnp.ones(2))
-    return maml.meta_return(agents, CUBIC._replace(f=f), x, 0, 0.1, 2)
+    return maml.meta_return(agents, CUBIC._replace(f=f), opponent, 0, 0.1, 2)
 
 
 COPIED = {  # what people copy, as functions of f and x
@@ -3580,6 +3580,7 @@ COPIED = {  # what people copy, as functions of f and x
         pola.pola_step, alpha=0.5, beta=1.0, distance=half_distance, steps=3
     ),
     "maml": return_of_maml,
+    "opponent": lambda f, x: return_of_maml(f, opponent=x),
 }
 DENSE = {"kernel": np.ones((2, 2)), "bias": np.ones(2)}
 WRONG_POLICIES = [  # and what is said of them
