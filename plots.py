@@ -101,7 +101,14 @@ RULES = {  # of the figure of kinds of policies: the first part of the run's nam
     "cola": "COLA",
     "meva": "MeVa",
 }
-SCRIPT_OF = {"grid": "lola", "small": "lola", "short": "meva"}  # by the same part
+SCRIPT_OF = {  # by the same part
+    "grid": "lola",
+    "small": "lola",
+    "eq2": "lola",
+    "eq4": "cola",
+    "short": "meva",
+    "reliable": "meva",
+}
 LEARNED = {  # rows of the polytope: who learned beside whom (names of contestants)
     "MeVa beside MeVa": ("meva", "meva"),
     "MeVa beside naive": ("meva", "naive"),

@@ -62,6 +62,7 @@ from plots import (
     labelled,
     logistic_returns,
     sampled_run,
+    script_of,
     standard_error,
     strategies,
 )
@@ -97,6 +98,13 @@ RUNS = {
     "maml_ipd": "maml.py --game ipd --num-seeds 8",
     "meva_ipd": "meva.py --game ipd --num-seeds 8",
     "meva_imp": "meva.py --game imp",
+    # MeVa at its best: eight models that were not looked at to find the settings.
+    "reliable_ipd": "meva.py --game ipd --preset reliable --seed 8 --num-seeds 8",
+    # LOLA and COLA as the paper's body has them.
+    "eq2_logistic": "lola.py --game logistic --variant joint",
+    "eq2_ipd": "lola.py --game ipd --variant joint --num-seeds 8",
+    "eq4_logistic": "cola.py --game logistic --variant joint --num-seeds 8",
+    "eq4_ipd": "cola.py --game ipd --variant joint --num-seeds 2",
     # A single objective.
     "naive_two_hills": "naive.py --game two_hills",
     "lola_two_hills": "lola.py --game two_hills",
@@ -1197,6 +1205,13 @@ ALGORITHMS = {
         "meva_ipd",
         "4 to 20 min",
     ),
+    "meva --preset reliable": Algorithm(
+        "MeVa, `--preset reliable`",
+        "this repository",
+        "the same, trained so that few models can be exploited",
+        "reliable_ipd",
+        "2 to 6 min",
+    ),
 }
 
 
@@ -1207,7 +1222,8 @@ def table_of_algorithms(runs: dict[str, Results]) -> str:
         results = runs[algorithm.run]
         i = best(results)
         mean = results["self_play"][i, ..., 0].mean()
-        row = [f"[{algorithm.title}]({script}.py)", algorithm.paper, algorithm.idea]
+        file = script.partition(" ")[0]
+        row = [f"[{algorithm.title}]({file}.py)", algorithm.paper, algorithm.idea]
         rows.append((*row, f"{mean:.2f}", algorithm.time))
     return table(("algorithm", "from", "it follows", "self-play", "time"), rows)
 
@@ -1232,26 +1248,35 @@ def cell(results: Results, play: str, i: int, digits: int = 3) -> str:
 SHOWN = {  # settings in the table of returns
     "naive_ipd": (2,),
     "lola_ipd": (2, 5, 10, 30, 100),
+    "eq2_ipd": (2, 5, 10, 30, 100),
     "hola_ipd": (5, 10, 30, 100),
     "sos_ipd": (10, 100),
     "pola_ipd": (10, 20),
     "cola_ipd": (1, 2, 5, 10),
+    "eq4_ipd": (1, 2, 5, 10),
     "maml_ipd": (2,),
     "meva_ipd": (0, 0.5, 0.9, 0.95, 0.99),
+    "reliable_ipd": (0, 0.5, 0.9, 0.95, 0.99),
     "meva_imp": (0.99,),
 }
+
+
+UNUSUAL = {"eq2": "Eq. 2", "eq4": "Eq. 4", "reliable": "preset reliable"}
 
 
 def table_of_returns(runs: dict[str, Results]) -> str:
     """The IPD in numbers, and MeVa at full settings on iterated matching pennies."""
     rows = []
     for name, results in runs.items():
-        script, game = name.split("_")
+        first, game = name.split("_")
         for setting in SHOWN[name]:
             i = at(results, setting)
+            label = labelled(script_of(name), results, i)
+            if first in UNUSUAL:
+                label += f" ({UNUSUAL[first]})"
             own = spread(results["self_play"][i][..., 0])
             others = [cell(results, play, i) for play in list(RETURNS)[1:]]
-            rows.append((f"`{game}`", labelled(script, results, i), own, *others))
+            rows.append((f"`{game}`", label, own, *others))
     return table(("", "", "self-play", *BESIDE), rows)
 
 
@@ -1431,6 +1456,51 @@ def table_of_final_layers(runs: dict[str, Results]) -> str:
     return table(("gamma", *gammas), rows)
 
 
+EQUATIONS = {
+    "lola_logistic": "LOLA (App. B)",
+    "eq2_logistic": "LOLA of Eq. 2",
+    "cola_logistic": "COLA (App. B)",
+    "eq4_logistic": "COLA of Eq. 4",
+}
+
+
+def table_of_equations(runs: dict[str, Results]) -> str:
+    """The Logistic Game: the share that ends with x_1, x_2 > 0, by equation and alpha."""
+    alphas = (0, 1, 2, 5, 10)
+    rows = []
+    for name, label in EQUATIONS.items():
+        shares = [runs[name]["basin_fraction"][at(runs[name], a)] for a in alphas]
+        rows.append((label, *map(spread, shares)))
+    return table(("alpha", *map(str, alphas)), rows)
+
+
+def table_of_presets(runs: dict[str, Results]) -> str:
+    """MeVa with the paper's settings and with the reliable preset, errors over models.
+
+    "Kept" is the share of pairs that an exact best response leaves more than -1.5.
+    """
+    rows = []
+    for name, label in (("meva_ipd", "paper"), ("reliable_ipd", "reliable")):
+        results = runs[name]
+        for gamma in (0.9, 0.95, 0.99):
+            i = at(results, gamma)
+            kept = (results["exact_best_response"][i][..., 0] > -1.5).mean(axis=1)
+            by_seed = ", ".join(f"{share:.2f}" for share in kept)
+            own = spread(results["self_play"][i].mean(axis=(1, 2)))
+            beside_naive = spread(results["versus_naive"][i][..., 0].mean(axis=1))
+            row = (label, f"{gamma:g}", own, spread(kept), by_seed, beside_naive)
+            rows.append(row)
+    heading = (
+        "settings",
+        "gamma",
+        "self-play",
+        "kept",
+        "kept, by model",
+        "beside naive",
+    )
+    return table(heading, rows)
+
+
 def slopes(results: Results, gammas, line: np.ndarray) -> np.ndarray:
     """Slopes of player 1's meta-value by its own policy, (gamma, 2, seed, point).
 
@@ -1593,6 +1663,8 @@ TABLES = {
     "ablations": Table(table_of_ablations, list(ABLATIONS)),
     "final_layers": Table(table_of_final_layers, list(NETWORKS)),
     "returns": Table(table_of_returns, list(SHOWN)),
+    "equations": Table(table_of_equations, list(EQUATIONS)),
+    "presets": Table(table_of_presets, ["meva_ipd", "reliable_ipd"]),
     "networks": Table(table_of_networks, OF_KINDS),
     "samples": Table(table_of_samples, OF_SAMPLES),
     "consistency": Table(table_of_consistency, ["cola_logistic"]),
