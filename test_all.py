@@ -5907,6 +5907,40 @@ def test_the_table_of_kinds_has_each_rule_and_two_settings_of_meva():
     assert row[5] == by_hand(by_seed).replace("+-", "±")
 
 
+def test_presets_are_compared_by_what_a_best_response_leaves_each_model():
+    """Two models and four pairs; of the first's one keeps more than -1.5, or all."""
+    response = np.full((3, 2, 4, 2), -1.6)
+    response[..., 0] = -1.4
+    response[1, 0, :3, 0] = -1.6
+    own = np.broadcast_to([[-1.1], [-1.3]], (3, 2, 4))  # by model
+    both = np.stack([own, own - 0.2], axis=-1)
+    results = results_of(
+        (0.9, 0.95, 0.99),
+        exact_best_response=response,
+        self_play=both,
+        versus_naive=both,
+    )
+    runs = {"meva_ipd": results, "reliable_ipd": results}
+    rows = report.table_of_presets(runs).splitlines()[2:]
+    assert len(rows) == 6
+    shown = "-1.300 ± 0.100 | {} | -1.200 ± 0.100"
+    kept = "0.625 ± 0.375 | 0.25, 1.00"
+    assert rows[4] == f"| reliable | 0.95 | {shown.format(kept)} |"
+    kept = "1.000 ± 0.000 | 1.00, 1.00"
+    assert rows[0] == f"| paper | 0.9 | {shown.format(kept)} |"
+
+
+def test_equations_are_compared_by_the_share_that_comes_to_b():
+    runs = {}
+    for k, name in enumerate(report.EQUATIONS):
+        shares = np.array([[0.1, 0.3], [0.2, 0.4], [0.3, 0.5], [0.4, 0.6], [0.5, 0.7]])
+        runs[name] = results_of((0, 1, 2, 5, 10), basin_fraction=shares + k)
+    rows = report.table_of_equations(runs).splitlines()[2:]
+    shares = "0.200 ± 0.100 | 0.300 ± 0.100 | 0.400 ± 0.100 | 0.500 ± 0.100"
+    assert rows[0] == f"| LOLA (App. B) | {shares} | 0.600 ± 0.100 |"
+    assert rows[3].startswith("| COLA of Eq. 4 | 3.200 ± 0.100 | ")
+
+
 def test_who_reciprocates():
     """Of four models the first does; each other one fails one of the conditions."""
     after_cd = np.array([0.1, 0.1, 0.1, 0.5])
