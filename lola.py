@@ -22,7 +22,8 @@ and player 2 likewise.
     python lola.py --game logistic     LOLA in the paper's Fig. 2, 5 seconds
 
 This exact form is the default. Foerster et al.'s is `--variant taylor-stop`; `joint`
-is the paper's Eq. 2, in which player 1 imagines a naive step of its own as well.
+is the paper's Eq. 2, in which player 1 imagines a naive step of its own as well, as in
+Meta-MAPG (Kim et al., 2021). Its agents cooperate less, and are exploited less.
 
 On the IPD both players defect at alpha = 0, a return of -2 each. Around alpha = 10 they
 cooperate, and get -1.2; two players who always cooperate get -1. A best response to
