@@ -78,6 +78,9 @@ HILLS = "--num-seeds 8 --eval-gammas 0 0.5 0.8 0.9 0.95 0.98 0.99 0.995"
 ALPHAS = "--num-seeds 2 --alphas 0 0.1 0.3 1 2 3 5 10 20 30 50 70 100"
 SHORT = "--outer-steps 500 --num-seeds 6 --eval-gammas 0.9 0.95 0.99"
 SMALL_STEPS = "--eval-steps 5000 --eval-pairs 64"
+STEPS_OF_COLA = "--lr 5 --eval-steps 500"  # its authors'
+OF_COLA = f"--num-seeds 8 {STEPS_OF_COLA} --alpha-max 5 --eval-alphas 5"
+BESIDE_COLA = f"{STEPS_OF_COLA} --eval-pairs 256 --alphas 5"
 
 RUNS = {
     # The paper's figures, and the same for more algorithms.
@@ -119,6 +122,13 @@ RUNS = {
     "meva_ipd+mlp": "meva.py --game ipd+mlp --num-seeds 8",
     "grid_ipd+mlp": f"lola.py --game ipd+mlp {ALPHAS}",
     "small_ipd+mlp": f"lola.py --game ipd+mlp {ALPHAS} --lr 0.1 {SMALL_STEPS}",
+    # COLA's own numbers, on Ultimatum, with its authors' steps.
+    "cola_ultimatum": f"cola.py --game ultimatum {OF_COLA}",
+    "lola_ultimatum": f"lola.py --game ultimatum {BESIDE_COLA}",
+    "hola_ultimatum": f"hola.py --game ultimatum {BESIDE_COLA} --order 2",
+    "hola4_ultimatum": f"hola.py --game ultimatum {BESIDE_COLA} --order 4",
+    "sos_ultimatum": f"sos.py --game ultimatum {BESIDE_COLA}",
+    "cgd_ultimatum": f"sos.py --game ultimatum {BESIDE_COLA} --variant cgd",
     # M-FOS with as many starts as its authors have, and with fewer.
     "mfos_4096_ipd": "mfos.py --game ipd --num-seeds 8",
     "mfos-lola_4096_ipd": "mfos.py --game ipd --num-seeds 2 --opponent lola",
@@ -976,6 +986,139 @@ def trained_for_the_situation(*tournaments: Results) -> list[Claim]:
         "; ".join(words),
     )
     return [claim]
+
+
+# --- Claims of COLA's authors ---------------------------------------------------------
+#
+# They are a table in the notebook of Willi et al. (2022), on Ultimatum at alpha = 5. Its
+# labels of HOLA and the orders that ran are out of step: these are the orders that ran.
+
+
+class Noted(NamedTuple):
+    """A row of their table. None where they have no number, or we know none."""
+
+    run: str
+    consistency: float  # the squared distance between the sides of COLA's equation
+    cosine: float | None  # to COLA's direction
+    fair: int | None  # of 10 runs, those that end at the fair offer
+
+
+OF_THE_AUTHORS = {
+    "COLA": Noted("cola_ultimatum", 0.007, None, 10),
+    "HOLA(1)": Noted("lola_ultimatum", 1.17, 0.73, None),
+    "HOLA(2)": Noted("hola_ultimatum", 0.11, 0.76, 5),
+    "HOLA(4)": Noted("hola4_ultimatum", 4.2, 0.70, None),
+    "SOS": Noted("sos_ultimatum", 0.38, 0.73, None),
+    "CGD": Noted("cgd_ultimatum", 1.4, None, None),
+}
+
+
+def ends_at(results: Results, payoffs) -> np.ndarray:
+    """Which pairs of Ultimatum end with both returns within .5 of these, (seed, pair)."""
+    (returns,) = results["self_play"]  # there is one setting
+    return (np.abs(returns - np.array(payoffs)) < 0.5).all(axis=-1)
+
+
+def ends_fair(results: Results) -> np.ndarray:
+    """Which pairs end at 5 : 5 under a credible threat, (seed, pair).
+
+    It is credible if an unfair offer pays player 1 less than 5: player 2 would take
+    it, and leave 8, in less than 5 of 8 cases.
+    """
+    (policies,) = results["policies"]  # (seed, pair, 2, 1), log-odds
+    takes = 1 / (1 + np.exp(-policies[..., 1, 0]))
+    return ends_at(results, (5, 5)) & (takes < 5 / 8)
+
+
+def cola_offers_half(*runs: Results) -> list[Claim]:
+    cola = dict(zip(OF_THE_AUTHORS, runs, strict=True))["COLA"]
+    fair = ends_fair(cola).mean(axis=1)  # (seed,)
+    claim = Claim(
+        "COLA",
+        "COLA ends at the fair offer under a credible threat in 10 of 10 runs",
+        "after 500 steps of 5 from N(0, 1) both returns are within .5 of 5, and an "
+        "unfair offer would pay less, from all starts, in every model",
+        fair == 1,
+        f"a share of {spread(fair)} of the starts",
+    )
+    return [claim]
+
+
+def hola_offers_half_at_times(*runs: Results) -> list[Claim]:
+    hola = dict(zip(OF_THE_AUTHORS, runs, strict=True))["HOLA(2)"]
+    fair = ends_fair(hola)[0]
+    unfair = ends_at(hola, (8, 2))[0]
+    others = unfair[~fair]
+    return [
+        Claim(
+            "COLA",
+            "HOLA(2) ends there in 5 of 10 runs",
+            "it does from .19 to .81 of the starts, which is where 5 of 10 is in the "
+            "95 % interval",
+            0.19 < fair.mean() < 0.81,
+            f"from {fair[:10].sum()} of the first 10 starts, {fair.sum()} of "
+            f"{fair.size}",
+        ),
+        Claim(
+            "COLA",
+            "HOLA(2) ends near 8 : 2 in the other runs",
+            "both returns are within .5 of it from all other starts",
+            others.size > 0 and others.all(),
+            f"{others.sum()} of the other {others.size} are",
+        ),
+    ]
+
+
+def cola_is_consistent(*runs: Results) -> list[Claim]:
+    measured = judge_on_ultimatum(*runs)
+    own = measured["COLA"].consistency  # (model,)
+    rows = []
+    close = []
+    alike = []
+    for title, noted in OF_THE_AUTHORS.items():
+        if title != "COLA":
+            found = measured[title]
+            off = found.consistency.mean() / noted.consistency - 1
+            close.append(abs(off) < 0.1)
+            rows.append(f"{title} {found.consistency.mean():.3g}")
+            if noted.cosine is not None:
+                alike.append(abs(found.cosine.mean() - noted.cosine) < 0.05)
+    others = [measured[title].consistency.mean() for title in list(measured)[1:]]
+    cosines = []
+    for title, noted in OF_THE_AUTHORS.items():
+        if noted.cosine is not None:
+            cosines.append(f"{title} {spread(measured[title].cosine, digits=2)}")
+    return [
+        Claim(
+            "COLA",
+            "COLA has a squared consistency of .007",
+            "it is at most .0075 in every model",
+            own <= 0.0075,
+            f"{spread(own, digits=4)}",
+        ),
+        Claim(
+            "COLA",
+            "COLA is more consistent than HOLA(1), (2), (4), SOS and CGD",
+            "its squared consistency is less, in every model",
+            own < min(others),
+            f"{own.max():.2g} at most, the others {min(others):.2g} at least",
+        ),
+        Claim(
+            "COLA",
+            "squared consistency of HOLA(1) 1.17, HOLA(2) .11, HOLA(4) 4.2, SOS .38, "
+            "CGD 1.4",
+            "ours is within a tenth of each",
+            close,
+            ", ".join(rows),
+        ),
+        Claim(
+            "COLA",
+            "cosine to COLA of HOLA(1) .73, HOLA(2) .76, HOLA(4) .70, SOS .73",
+            "the mean over models is within .05 of each",
+            alike,
+            ", ".join(cosines),
+        ),
+    ]
 
 
 CLAIMS = [  # a function, and the runs whose results it takes
