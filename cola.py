@@ -135,6 +135,12 @@ class Config:
     )
     outer_steps: int = flag(10_000, "steps of training", 1, 1_000_000)
     batch_size: int = flag(128, "joint policies in a step", 1, 65_536)
+    train_extent: float = flag(
+        0.0,
+        "train on policies uniform from minus this to this, or 0: from the game's init",
+        0,
+        1e30,
+    )
     semi_gradient: bool = switch(False, "hold the right side of the equation constant")
     model_lr: float = flag(1e-2, "first learning rate of Adam; it decays to 0", 0, 1e30)
     # --- Evaluation (Sec. 5) ---
@@ -382,6 +388,26 @@ def consistency_loss(
     return ((left - right) ** 2).sum()
 
 
+def consistency_of(gradient, f, x: jax.Array, alpha) -> jax.Array:
+    """The same squared distance for any rule's update direction in place of g. ().
+
+    Args:
+      gradient: x -> (2, n), the direction, differentiable.
+      f: the game, (2, n) -> (2,).
+      x: joint policy, (2, n).
+      alpha: look-ahead step of both players, ().
+    """
+
+    def surrogate(own, player):
+        before = x.at[player].set(own)
+        after = before + alpha * gradient(before)
+        return f(after.at[player].set(own))[player]
+
+    right_1 = jax.grad(surrogate)(x[0], 0)
+    right_2 = jax.grad(surrogate)(x[1], 1)
+    return ((gradient(x) - jnp.stack([right_1, right_2])) ** 2).sum()
+
+
 # --- Training -------------------------------------------------------------------------
 
 
@@ -405,10 +431,18 @@ def train_init(key: jax.Array, game: Game, config: Config) -> TrainState:
     return TrainState(params, opt_state, jnp.int32(0))
 
 
+def draw_policies(key: jax.Array, game: Game, extent: float, count: int) -> jax.Array:
+    """Joint policies that the model is for, (count, 2, n). See `--train-extent`."""
+    if extent > 0:
+        shape = (count, 2, game.n)
+        return jax.random.uniform(key, shape, minval=-extent, maxval=extent)
+    return jax.vmap(game.init)(jax.random.split(key, count))
+
+
 def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config):
     """One step of Adam on a batch of joint policies. Returns (state, metrics)."""
     key_x, key_alpha = jax.random.split(key)
-    xs = jax.vmap(game.init)(jax.random.split(key_x, config.batch_size))
+    xs = draw_policies(key_x, game, config.train_extent, config.batch_size)
     alphas = jax.random.uniform(
         key_alpha, (config.batch_size,), maxval=config.alpha_max
     )
@@ -491,13 +525,14 @@ def hola_gradients(f, x: jax.Array, alpha) -> jax.Array:
 
 
 def evaluate_consistency(
-    key: jax.Array, params, game: Game, alpha
+    key: jax.Array, params, game: Game, alpha, extent: float = 0.0
 ) -> dict[str, jax.Array]:
     """How consistent the model and HOLA(n) are on held-out policies, and how alike.
 
     Args:
       key: draws the joint policies, `HELD_OUT` of them.
       params, game, alpha: as in `cola_gradient`.
+      extent: policies are uniform in [-extent, extent]; 0: from the game's init.
 
     Returns:
       "consistency", (point,), the loss; "squared_norm", (point,), |g|^2;
@@ -520,7 +555,7 @@ def evaluate_consistency(
             "hola_cosine": products * jax.lax.rsqrt(squared_norm * squared_norms),
         }
 
-    x = jax.vmap(game.init)(jax.random.split(key, HELD_OUT))
+    x = draw_policies(key, game, extent, HELD_OUT)
     return jax.vmap(judge, out_axes=-1)(over_devices(x))
 
 
@@ -542,7 +577,9 @@ def evaluate(
 
         # This key is not the one that training draws by.
         key_held_out = jax.random.fold_in(key, 1)
-        results = evaluate_consistency(key_held_out, params, game, alpha)
+        results = evaluate_consistency(
+            key_held_out, params, game, alpha, config.train_extent
+        )
         return results | evaluate_game(
             key,
             game,

@@ -24,7 +24,7 @@ The text of the pages is written by hand. A table stands between two marks,
 import argparse
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import cola
 import meva
 import tournament
 from games import (
@@ -42,6 +43,7 @@ from games import (
     state_distribution,
     write_file,
 )
+from hola import hola_gradient
 from plots import (
     ABLATIONS,
     EPISODES,
@@ -65,10 +67,12 @@ from plots import (
     standard_error,
     strategies,
 )
+from sos import sos_gradient
 from tournament import TOURNAMENTS, by_model, load_models, table
 
 LOGISTIC = GAMES["logistic"]
 IPD = GAMES["ipd"]
+ULTIMATUM = GAMES["ultimatum"]
 A, B = -5.0307, 5.0307  # the Logistic Game's stable fixed points are (A, A) and (B, B)
 
 # --- The runs: name and command, without `python` and --out ---------------------------
@@ -79,7 +83,10 @@ ALPHAS = "--num-seeds 2 --alphas 0 0.1 0.3 1 2 3 5 10 20 30 50 70 100"
 SHORT = "--outer-steps 500 --num-seeds 6 --eval-gammas 0.9 0.95 0.99"
 SMALL_STEPS = "--eval-steps 5000 --eval-pairs 64"
 STEPS_OF_COLA = "--lr 5 --eval-steps 500"  # its authors'
-OF_COLA = f"--num-seeds 8 {STEPS_OF_COLA} --alpha-max 5 --eval-alphas 5"
+OF_COLA = (  # and their batch, learning rate, width, and policies to train on
+    f"--num-seeds 8 {STEPS_OF_COLA} --alpha-max 5 --eval-alphas 5 --train-extent 7 "
+    "--hidden 16 --blocks 0 --batch-size 64 --model-lr 0.001 --outer-steps 80000"
+)
 BESIDE_COLA = f"{STEPS_OF_COLA} --eval-pairs 256 --alphas 5"
 
 RUNS = {
@@ -124,6 +131,7 @@ RUNS = {
     "small_ipd+mlp": f"lola.py --game ipd+mlp {ALPHAS} --lr 0.1 {SMALL_STEPS}",
     # COLA's own numbers, on Ultimatum, with its authors' steps.
     "cola_ultimatum": f"cola.py --game ultimatum {OF_COLA}",
+    "naive_ultimatum": f"naive.py --game ultimatum {STEPS_OF_COLA} --eval-pairs 256",
     "lola_ultimatum": f"lola.py --game ultimatum {BESIDE_COLA}",
     "hola_ultimatum": f"hola.py --game ultimatum {BESIDE_COLA} --order 2",
     "hola4_ultimatum": f"hola.py --game ultimatum {BESIDE_COLA} --order 4",
@@ -993,24 +1001,103 @@ def trained_for_the_situation(*tournaments: Results) -> list[Claim]:
 # They are a table in the notebook of Willi et al. (2022), on Ultimatum at alpha = 5. Its
 # labels of HOLA and the orders that ran are out of step: these are the orders that ran.
 
+COLAS_ALPHA = 5.0
+
+
+def hola_of_order(order: int) -> Callable:
+    """HOLA(order)'s update direction on Ultimatum, x -> (2, 1)."""
+    return partial(hola_gradient, ULTIMATUM.f, alpha=COLAS_ALPHA, order=order)
+
 
 class Noted(NamedTuple):
-    """A row of their table. None where they have no number, or we know none."""
+    """A rule in the authors' table; None where we know no number of theirs."""
 
     run: str
-    consistency: float  # the squared distance between the sides of COLA's equation
-    cosine: float | None  # to COLA's direction
-    fair: int | None  # of 10 runs, those that end at the fair offer
+    gradient: Callable | None  # x -> (2, 1), the direction, of rules without a model
+    consistency: float | None = None  # squared distance of the two sides of COLA's Eq.
+    cosine: float | None = None  # to COLA's direction
+    fair: int | None = None  # of 10 runs, those that end at the fair offer
 
 
-OF_THE_AUTHORS = {
-    "COLA": Noted("cola_ultimatum", 0.007, None, 10),
-    "HOLA(1)": Noted("lola_ultimatum", 1.17, 0.73, None),
-    "HOLA(2)": Noted("hola_ultimatum", 0.11, 0.76, 5),
-    "HOLA(4)": Noted("hola4_ultimatum", 4.2, 0.70, None),
-    "SOS": Noted("sos_ultimatum", 0.38, 0.73, None),
-    "CGD": Noted("cgd_ultimatum", 1.4, None, None),
+OF_COLAS_AUTHORS = {
+    "COLA": Noted("cola_ultimatum", None, 0.007, None, 10),
+    "naive": Noted("naive_ultimatum", hola_of_order(0)),
+    "HOLA(1)": Noted("lola_ultimatum", hola_of_order(1), 1.17, 0.73),
+    "HOLA(2)": Noted("hola_ultimatum", hola_of_order(2), 0.11, 0.76, 5),
+    "HOLA(4)": Noted("hola4_ultimatum", hola_of_order(4), 4.2, 0.70),
+    "SOS": Noted(
+        "sos_ultimatum",
+        partial(sos_gradient, ULTIMATUM.f, alpha=COLAS_ALPHA),
+        0.38,
+        0.73,
+    ),
+    "CGD": Noted(
+        "cgd_ultimatum",
+        partial(sos_gradient, ULTIMATUM.f, alpha=COLAS_ALPHA, variant="cgd"),
+        1.4,
+    ),
 }
+RUNS_OF_COLA = [noted.run for noted in OF_COLAS_AUTHORS.values()]
+JUDGED_ON = 65_536  # policies from U(-7, 7), in batches as large as these
+BATCH = 256
+
+
+class Judged(NamedTuple):
+    """A rule's directions on `JUDGED_ON` policies, and their squared distances."""
+
+    directions: np.ndarray  # (point, 2)
+    consistency: np.ndarray  # (point,)
+
+
+@cache
+def policies_of_colas_authors() -> np.ndarray:
+    draw = np.random.default_rng(0)
+    return draw.uniform(-7, 7, (JUDGED_ON, 2, 1))
+
+
+def judge(gradient: Callable) -> Judged:
+    """Judge a rule on Ultimatum, in 64 bits: CGD divides by numbers near 0."""
+
+    def at_point(x):
+        distance = cola.consistency_of(gradient, ULTIMATUM.f, x, COLAS_ALPHA)
+        return gradient(x)[:, 0], distance
+
+    with jax.enable_x64(True):
+        judged = jax.jit(jax.vmap(at_point))(policies_of_colas_authors())
+    return Judged(*map(np.asarray, judged))
+
+
+@cache
+def judge_rules() -> dict[str, Judged]:
+    """All rules but COLA, which need no run."""
+    judged = {}
+    for title, noted in OF_COLAS_AUTHORS.items():
+        if noted.gradient is not None:
+            judged[title] = judge(noted.gradient)
+    return judged
+
+
+def judge_models(results: Results) -> list[Judged]:
+    """Each model of COLA."""
+    config, models = load_models("cola", results, ULTIMATUM)
+    judged = []
+    for seed in range(config.num_seeds):
+        params = jax.tree.map(lambda leaf, i=seed: leaf[i], models)
+        judged.append(
+            judge(partial(cola.cola_gradient, params, ULTIMATUM, alpha=COLAS_ALPHA))
+        )
+    return judged
+
+
+def cosines(models: list[Judged], rule: Judged) -> np.ndarray:
+    """The mean cosine of each model of COLA to a rule, (model,)."""
+    means = []
+    for model in models:
+        products = (model.directions * rule.directions).sum(axis=1)
+        own = np.linalg.norm(model.directions, axis=1)
+        lengths = own * np.linalg.norm(rule.directions, axis=1)
+        means.append((products / lengths).mean())
+    return np.array(means)
 
 
 def ends_at(results: Results, payoffs) -> np.ndarray:
@@ -1030,96 +1117,102 @@ def ends_fair(results: Results) -> np.ndarray:
     return ends_at(results, (5, 5)) & (takes < 5 / 8)
 
 
-def cola_offers_half(*runs: Results) -> list[Claim]:
-    cola = dict(zip(OF_THE_AUTHORS, runs, strict=True))["COLA"]
-    fair = ends_fair(cola).mean(axis=1)  # (seed,)
+def cola_offers_half(results: Results) -> list[Claim]:
+    fair = ends_fair(results).mean(axis=1)  # (seed,)
     claim = Claim(
-        "COLA",
+        "",
         "COLA ends at the fair offer under a credible threat in 10 of 10 runs",
         "after 500 steps of 5 from N(0, 1) both returns are within .5 of 5, and an "
         "unfair offer would pay less, from all starts, in every model",
         fair == 1,
-        f"a share of {spread(fair)} of the starts",
+        f"from a share of {spread(fair)} of the starts",
+        ", ".join(f"{share:.3f}" for share in fair),
     )
     return [claim]
 
 
-def hola_offers_half_at_times(*runs: Results) -> list[Claim]:
-    hola = dict(zip(OF_THE_AUTHORS, runs, strict=True))["HOLA(2)"]
-    fair = ends_fair(hola)[0]
-    unfair = ends_at(hola, (8, 2))[0]
+def hola_offers_half_at_times(results: Results) -> list[Claim]:
+    (fair,) = ends_fair(results)
+    (unfair,) = ends_at(results, (8, 2))
     others = unfair[~fair]
     return [
         Claim(
-            "COLA",
+            "",
             "HOLA(2) ends there in 5 of 10 runs",
             "it does from .19 to .81 of the starts, which is where 5 of 10 is in the "
             "95 % interval",
             0.19 < fair.mean() < 0.81,
-            f"from {fair[:10].sum()} of the first 10 starts, {fair.sum()} of "
-            f"{fair.size}",
+            f"from {fair[:10].sum()} of the first 10 starts, {fair.sum()} of {fair.size}",
         ),
         Claim(
-            "COLA",
+            "",
             "HOLA(2) ends near 8 : 2 in the other runs",
             "both returns are within .5 of it from all other starts",
             others.size > 0 and others.all(),
-            f"{others.sum()} of the other {others.size} are",
+            f"from {others.sum()} of the other {others.size}",
         ),
     ]
 
 
-def cola_is_consistent(*runs: Results) -> list[Claim]:
-    measured = judge_on_ultimatum(*runs)
-    own = measured["COLA"].consistency  # (model,)
-    rows = []
+def cola_is_consistent(results: Results) -> list[Claim]:
+    models = judge_models(results)
+    own = np.array([model.consistency.mean() for model in models])
+    distances = {}
     close = []
     alike = []
-    for title, noted in OF_THE_AUTHORS.items():
-        if title != "COLA":
-            found = measured[title]
-            off = found.consistency.mean() / noted.consistency - 1
-            close.append(abs(off) < 0.1)
-            rows.append(f"{title} {found.consistency.mean():.3g}")
-            if noted.cosine is not None:
-                alike.append(abs(found.cosine.mean() - noted.cosine) < 0.05)
-    others = [measured[title].consistency.mean() for title in list(measured)[1:]]
-    cosines = []
-    for title, noted in OF_THE_AUTHORS.items():
+    of_cosines = []
+    for title, rule in judge_rules().items():
+        noted = OF_COLAS_AUTHORS[title]
+        distances[title] = rule.consistency.mean()
+        if noted.consistency is not None:
+            close.append(abs(distances[title] / noted.consistency - 1) < 0.1)
         if noted.cosine is not None:
-            cosines.append(f"{title} {spread(measured[title].cosine, digits=2)}")
+            found = cosines(models, rule)
+            alike.append(abs(found.mean() - noted.cosine) < 0.05)
+            of_cosines.append(f"{title} {spread(found, digits=2)}")
+    del distances["naive"]
+    words = [f"{title} {distance:.2g}" for title, distance in distances.items()]
+    least = min(distances.values())
     return [
         Claim(
-            "COLA",
+            "",
             "COLA has a squared consistency of .007",
             "it is at most .0075 in every model",
             own <= 0.0075,
-            f"{spread(own, digits=4)}",
+            f"{spread(own, digits=4)}, by model {own.min():.4f} to {own.max():.4f}",
         ),
         Claim(
-            "COLA",
+            "",
             "COLA is more consistent than HOLA(1), (2), (4), SOS and CGD",
-            "its squared consistency is less, in every model",
-            own < min(others),
-            f"{own.max():.2g} at most, the others {min(others):.2g} at least",
+            "its squared consistency is less than that of each, in every model",
+            own < least,
+            f"{own.max():.2g} at most, the others {least:.2g} at least",
         ),
         Claim(
-            "COLA",
+            "",
             "squared consistency of HOLA(1) 1.17, HOLA(2) .11, HOLA(4) 4.2, SOS .38, "
             "CGD 1.4",
             "ours is within a tenth of each",
             close,
-            ", ".join(rows),
+            ", ".join(words),
         ),
         Claim(
-            "COLA",
+            "",
             "cosine to COLA of HOLA(1) .73, HOLA(2) .76, HOLA(4) .70, SOS .73",
             "the mean over models is within .05 of each",
             alike,
-            ", ".join(cosines),
+            ", ".join(of_cosines),
         ),
     ]
 
+
+CLAIMS_OF_COLA = [  # as `CLAIMS`
+    (cola_offers_half, ["cola_ultimatum"]),
+    (hola_offers_half_at_times, ["hola_ultimatum"]),
+    (cola_is_consistent, ["cola_ultimatum"]),
+]
+
+# --- The list of claims ---------------------------------------------------------------
 
 CLAIMS = [  # a function, and the runs whose results it takes
     (fixed_points, []),
@@ -1176,10 +1269,12 @@ for _, names in CLAIMS:
 # --- Tables of claims and commands ----------------------------------------------------
 
 
-def all_claims(runs: dict[str, Results]) -> list[tuple[Claim, list[str]]]:
+def all_claims(
+    runs: dict[str, Results], claims: list = CLAIMS
+) -> list[tuple[Claim, list[str]]]:
     """The claims whose runs are there, with these runs' names."""
     found = []
-    for measure, names in CLAIMS:
+    for measure, names in claims:
         if all(name in runs for name in names):
             for claim in measure(*(runs[name] for name in names)):
                 found.append((claim, names))
@@ -1205,12 +1300,13 @@ def table_of_claims(runs: dict[str, Results]) -> str:
     return "\n\n".join(parts)
 
 
-def list_of_criteria(runs: dict[str, Results]) -> str:
+def list_of_criteria(runs: dict[str, Results], claims: list = CLAIMS) -> str:
     """Each claim with its criterion, all numbers, and the runs that they are from."""
     parts = []
-    for claim, names in all_claims(runs):
+    for claim, names in all_claims(runs, claims):
+        where = f" (Sec. {claim.section})" if claim.section else ""
         lines = [
-            f"**{claim.sentence}** (Sec. {claim.section}): {verdict(claim.holds)}",
+            f"**{claim.sentence}**{where}: {verdict(claim.holds)}",
             f"- It holds if: {claim.criterion}.",
             f"- Here: {claim.evidence}.",
         ]
@@ -1221,6 +1317,14 @@ def list_of_criteria(runs: dict[str, Results]) -> str:
             lines.append(f"- Runs: {files}.")
         parts.append("\n".join([lines[0], "", *lines[1:]]))
     return "\n\n".join(parts)
+
+
+def table_of_colas_claims(runs: dict[str, Results]) -> str:
+    """The claims of COLA's authors with verdicts and our main number."""
+    rows = []
+    for claim, _ in all_claims(runs, CLAIMS_OF_COLA):
+        rows.append((claim.sentence, verdict(claim.holds), claim.evidence))
+    return table(("COLA's authors", "holds", "here"), rows)
 
 
 FRONT = (  # the claims on the front page
@@ -1665,6 +1769,53 @@ def table_of_consistency(runs: dict[str, Results]) -> str:
     return table(("alpha", "COLA", "HOLA(0)", "LOLA", "HOLA(2)", *cosines), rows)
 
 
+def table_of_colas_numbers(runs: dict[str, Results]) -> str:
+    """Ultimatum at alpha = 5: who ends where, and how consistent each rule is.
+
+    Beside our numbers those of COLA's authors. The range is that of nine in ten means
+    over 256 policies.
+    """
+    models = judge_models(runs["cola_ultimatum"])
+    rows = []
+    for title, noted in OF_COLAS_AUTHORS.items():
+        results = runs[noted.run]
+        fair = ends_fair(results)
+        unfair = ends_at(results, (8, 2))
+        if title == "COLA":
+            distances = np.array([model.consistency for model in models])
+            cosine = ""
+        else:
+            rule = judge_rules()[title]
+            distances = rule.consistency[None]
+            cosine = spread(cosines(models, rule), digits=2)
+        of_batches = distances.reshape(len(distances), -1, BATCH).mean(axis=2)
+        low, high = np.quantile(of_batches, (0.05, 0.95))
+        row = [
+            title,
+            "" if noted.fair is None else f"{noted.fair} of 10",
+            spread(fair.mean(axis=1)),
+            spread(unfair.mean(axis=1)),
+            "" if noted.consistency is None else f"{noted.consistency:g}",
+            f"{distances.mean():.2g}",
+            f"{low:.2g} to {high:.2g}",
+            "" if noted.cosine is None else f"{noted.cosine:.2f}",
+            cosine,
+        ]
+        rows.append(row)
+    heading = (
+        "",
+        "fair, authors",
+        "fair",
+        "8 : 2",
+        "squared consistency, authors",
+        "squared consistency",
+        "of 256 policies",
+        "cosine to COLA, authors",
+        "cosine to COLA",
+    )
+    return table(heading, rows)
+
+
 def table_of_tournament(runs: dict[str, Results]) -> str:
     """All tables of a tournament."""
     (results,) = runs.values()
@@ -1714,6 +1865,11 @@ TABLES = {
     "consistency": Table(table_of_consistency, ["cola_logistic"]),
     "games": Table(
         table_of_games, [name for name in RUNS if name.startswith("games/")]
+    ),
+    "cola_claims": Table(table_of_colas_claims, RUNS_OF_COLA),
+    "cola_numbers": Table(table_of_colas_numbers, RUNS_OF_COLA),
+    "cola_criteria": Table(
+        partial(list_of_criteria, claims=CLAIMS_OF_COLA), RUNS_OF_COLA
     ),
     "tournament_ipd": Table(table_of_tournament, ["tournament_ipd"]),
     "tournament_imp": Table(table_of_tournament, ["tournament_imp"]),
