@@ -31,7 +31,8 @@ how the squared distance is averaged, and whether the right side is held constan
 it is summed over both players' parameters and averaged over 128 joint policies from the
 game's `init`, each with an alpha ~ U[0, alpha_max]. Gradients flow through both sides:
 otherwise the model does not become consistent at large alpha. Adam takes 10000 steps,
-with a learning rate that decays to 0 by a cosine.
+with a learning rate that decays to 0 by a cosine. COLA's authors train at one alpha, on
+policies from a square (`--train-extent`); results/paper/ has their numbers beside ours.
 
 On the IPD both players defect at alpha = 0, a return of -2 each, and cooperate at
 alpha = 10, -1.04 each. They can be exploited: a best response to these policies gets

@@ -1100,6 +1100,11 @@ def cosines(models: list[Judged], rule: Judged) -> np.ndarray:
     return np.array(means)
 
 
+def over_batches(distances: np.ndarray) -> np.ndarray:
+    """Means over batches of policies, from distances (..., point). (batch,)."""
+    return distances.reshape(-1, BATCH).mean(axis=1)
+
+
 def ends_at(results: Results, payoffs) -> np.ndarray:
     """Which pairs of Ultimatum end with both returns within .5 of these, (seed, pair)."""
     (returns,) = results["self_play"]  # there is one setting
@@ -1113,20 +1118,22 @@ def ends_fair(results: Results) -> np.ndarray:
     it, and leave 8, in less than 5 of 8 cases.
     """
     (policies,) = results["policies"]  # (seed, pair, 2, 1), log-odds
-    takes = 1 / (1 + np.exp(-policies[..., 1, 0]))
+    takes = (1 + np.tanh(policies[..., 1, 0] / 2)) / 2
     return ends_at(results, (5, 5)) & (takes < 5 / 8)
 
 
 def cola_offers_half(results: Results) -> list[Claim]:
     fair = ends_fair(results).mean(axis=1)  # (seed,)
+    half = ends_at(results, (5, 5)).mean(axis=1)
+    of_models = ", ".join(f"{share:.3f}" for share in fair)
     claim = Claim(
         "",
         "COLA ends at the fair offer under a credible threat in 10 of 10 runs",
         "after 500 steps of 5 from N(0, 1) both returns are within .5 of 5, and an "
         "unfair offer would pay less, from all starts, in every model",
         fair == 1,
-        f"from a share of {spread(fair)} of the starts",
-        ", ".join(f"{share:.3f}" for share in fair),
+        f"from a share of {spread(fair)} of the starts; at 5 : 5 from {spread(half)}",
+        f"by model {of_models}",
     )
     return [claim]
 
@@ -1134,6 +1141,8 @@ def cola_offers_half(results: Results) -> list[Claim]:
 def hola_offers_half_at_times(results: Results) -> list[Claim]:
     (fair,) = ends_fair(results)
     (unfair,) = ends_at(results, (8, 2))
+    (half,) = ends_at(results, (5, 5))
+    idle = half & ~fair
     others = unfair[~fair]
     return [
         Claim(
@@ -1149,7 +1158,8 @@ def hola_offers_half_at_times(results: Results) -> list[Claim]:
             "HOLA(2) ends near 8 : 2 in the other runs",
             "both returns are within .5 of it from all other starts",
             others.size > 0 and others.all(),
-            f"from {others.sum()} of the other {others.size}",
+            f"from {others.sum()} of the other {others.size}; from {idle.sum()} at 5 : 5 "
+            "without the threat",
         ),
     ]
 
@@ -1172,6 +1182,9 @@ def cola_is_consistent(results: Results) -> list[Claim]:
             of_cosines.append(f"{title} {spread(found, digits=2)}")
     del distances["naive"]
     words = [f"{title} {distance:.2g}" for title, distance in distances.items()]
+    first = over_batches(judge_rules()["HOLA(1)"].consistency)
+    second = over_batches(judge_rules()["HOLA(2)"].consistency)
+    below = (second < first / 5).sum()
     least = min(distances.values())
     return [
         Claim(
@@ -1195,6 +1208,8 @@ def cola_is_consistent(results: Results) -> list[Claim]:
             "ours is within a tenth of each",
             close,
             ", ".join(words),
+            f"over {BATCH} policies HOLA(2)'s is less than a fifth of HOLA(1)'s in "
+            f"{below} of {first.size} batches",
         ),
         Claim(
             "",
@@ -1773,27 +1788,28 @@ def table_of_colas_numbers(runs: dict[str, Results]) -> str:
     """Ultimatum at alpha = 5: who ends where, and how consistent each rule is.
 
     Beside our numbers those of COLA's authors. The range is that of nine in ten means
-    over 256 policies.
+    over a batch of policies.
     """
     models = judge_models(runs["cola_ultimatum"])
     rows = []
     for title, noted in OF_COLAS_AUTHORS.items():
         results = runs[noted.run]
         fair = ends_fair(results)
+        half = ends_at(results, (5, 5))
         unfair = ends_at(results, (8, 2))
         if title == "COLA":
             distances = np.array([model.consistency for model in models])
             cosine = ""
         else:
             rule = judge_rules()[title]
-            distances = rule.consistency[None]
+            distances = rule.consistency
             cosine = spread(cosines(models, rule), digits=2)
-        of_batches = distances.reshape(len(distances), -1, BATCH).mean(axis=2)
-        low, high = np.quantile(of_batches, (0.05, 0.95))
+        low, high = np.quantile(over_batches(distances), (0.05, 0.95))
         row = [
             title,
             "" if noted.fair is None else f"{noted.fair} of 10",
             spread(fair.mean(axis=1)),
+            spread(half.mean(axis=1)),
             spread(unfair.mean(axis=1)),
             "" if noted.consistency is None else f"{noted.consistency:g}",
             f"{distances.mean():.2g}",
@@ -1806,10 +1822,11 @@ def table_of_colas_numbers(runs: dict[str, Results]) -> str:
         "",
         "fair, authors",
         "fair",
+        "5 : 5",
         "8 : 2",
         "squared consistency, authors",
         "squared consistency",
-        "of 256 policies",
+        f"of {BATCH} policies",
         "cosine to COLA, authors",
         "cosine to COLA",
     )
