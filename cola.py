@@ -31,8 +31,9 @@ how the squared distance is averaged, and whether the right side is held constan
 it is summed over both players' parameters and averaged over 128 joint policies from the
 game's `init`, each with an alpha ~ U[0, alpha_max]. Gradients flow through both sides:
 otherwise the model does not become consistent at large alpha. Adam takes 10000 steps,
-with a learning rate that decays to 0 by a cosine. COLA's authors train at one alpha, on
-policies from a square (`--train-extent`); results/paper/ has their numbers beside ours.
+with a learning rate that decays to 0 by a cosine. COLA's authors train at one alpha
+(`--alpha-min` and `--alpha-max`), on policies from a square (`--train-extent`);
+results/paper/ has their numbers beside ours.
 
 On the IPD both players defect at alpha = 0, a return of -2 each, and cooperate at
 alpha = 10, -1.04 each. They can be exploited: a best response to these policies gets
@@ -131,9 +132,8 @@ class Config:
     last_activation: str = flag("gelu", "last nonlinearity", choices=["gelu", "tanh"])
     share_params: bool = switch(True, "one parameter set for both players")
     # --- Training (App. B) ---
-    alpha_max: float = flag(
-        10.0, "train for look-ahead steps from 0 to this", 1e-30, 1e30
-    )
+    alpha_min: float = flag(0.0, "train for look-ahead steps from this", 0, 1e30)
+    alpha_max: float = flag(10.0, "... to this", 1e-30, 1e30)
     outer_steps: int = flag(10_000, "steps of training", 1, 1_000_000)
     batch_size: int = flag(128, "joint policies in a step", 1, 65_536)
     train_extent: float = flag(
@@ -158,11 +158,22 @@ class Config:
 
     def __post_init__(self):
         check_settings(self)
+        if self.alpha_min > self.alpha_max:
+            raise ValueError(
+                f"--alpha-min takes numbers up to --alpha-max {self.alpha_max}, "
+                f"not {self.alpha_min}"
+            )
         largest = max(self.eval_alphas)
         if largest > self.alpha_max:
             raise ValueError(
                 f"--eval-alphas takes numbers up to --alpha-max {self.alpha_max}, "
                 f"not {largest}"
+            )
+        smallest = min(self.eval_alphas)
+        if smallest < self.alpha_min:
+            raise ValueError(
+                f"--eval-alphas takes numbers from --alpha-min {self.alpha_min}, "
+                f"not {smallest}"
             )
 
 
@@ -178,13 +189,16 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     alphas = [alpha for alpha in played.alphas if alpha <= 10] or played.alphas
     if played.name == "tandem":  # HOLA(n) tends to COLA below 3/8, not above
         alphas = [0.0, 0.1, 0.2, 0.3, 0.5]
-    if "alpha_max" in changes:
-        alphas = [share * changes["alpha_max"] for share in (0.0, 0.1, 0.2, 0.5, 1.0)]
+    alpha_max = max(alphas) or 10.0
+    if "alpha_min" in changes or "alpha_max" in changes:
+        ends = changes.get("alpha_min", 0.0), changes.get("alpha_max", alpha_max)
+        between = np.interp((0.0, 0.1, 0.2, 0.5, 1.0), (0, 1), ends)
+        alphas = list(dict.fromkeys(between.tolist()))  # each once: ends can be equal
     settings = {
         "game": played.name,
         "lr": played.lr,
         "share_params": played.symmetric,
-        "alpha_max": max(alphas) or 10.0,
+        "alpha_max": alpha_max,
         "eval_alphas": alphas,
     }
     if played.planar:
@@ -445,7 +459,10 @@ def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config):
     key_x, key_alpha = jax.random.split(key)
     xs = draw_policies(key_x, game, config.train_extent, config.batch_size)
     alphas = jax.random.uniform(
-        key_alpha, (config.batch_size,), maxval=config.alpha_max
+        key_alpha,
+        (config.batch_size,),
+        minval=config.alpha_min,
+        maxval=config.alpha_max,
     )
 
     def mean_loss(params, xs, alphas):

@@ -83,7 +83,7 @@ ALPHAS = "--num-seeds 2 --alphas 0 0.1 0.3 1 2 3 5 10 20 30 50 70 100"
 SHORT = "--outer-steps 500 --num-seeds 6 --eval-gammas 0.9 0.95 0.99"
 SMALL_STEPS = "--eval-steps 5000 --eval-pairs 64"
 STEPS_OF_COLA = "--lr 5 --eval-steps 500"  # its authors'
-OF_COLA = (  # and their batch, learning rate, width, and policies to train on
+OF_COLA = (  # and their width, batch, learning rate, and policies to train on
     f"--num-seeds 8 {STEPS_OF_COLA} --alpha-max 5 --eval-alphas 5 --train-extent 7 "
     "--hidden 16 --blocks 0 --batch-size 64 --model-lr 0.001 --outer-steps 80000"
 )
@@ -130,7 +130,8 @@ RUNS = {
     "grid_ipd+mlp": f"lola.py --game ipd+mlp {ALPHAS}",
     "small_ipd+mlp": f"lola.py --game ipd+mlp {ALPHAS} --lr 0.1 {SMALL_STEPS}",
     # COLA's own numbers, on Ultimatum, with its authors' steps.
-    "cola_ultimatum": f"cola.py --game ultimatum {OF_COLA}",
+    "cola_ultimatum": f"cola.py --game ultimatum {OF_COLA} --alpha-min 5",
+    "range_ultimatum": f"cola.py --game ultimatum {OF_COLA}",
     "naive_ultimatum": f"naive.py --game ultimatum {STEPS_OF_COLA} --eval-pairs 256",
     "lola_ultimatum": f"lola.py --game ultimatum {BESIDE_COLA}",
     "hola_ultimatum": f"hola.py --game ultimatum {BESIDE_COLA} --order 2",
@@ -1010,7 +1011,7 @@ def hola_of_order(order: int) -> Callable:
 
 
 class Noted(NamedTuple):
-    """A rule in the authors' table; None where we know no number of theirs."""
+    """A rule beside COLA; None where we know no number of the authors."""
 
     run: str
     gradient: Callable | None  # x -> (2, 1), the direction, of rules without a model
@@ -1021,6 +1022,7 @@ class Noted(NamedTuple):
 
 OF_COLAS_AUTHORS = {
     "COLA": Noted("cola_ultimatum", None, 0.007, None, 10),
+    "COLA, alpha from 0 to 5": Noted("range_ultimatum", None),
     "naive": Noted("naive_ultimatum", hola_of_order(0)),
     "HOLA(1)": Noted("lola_ultimatum", hola_of_order(1), 1.17, 0.73),
     "HOLA(2)": Noted("hola_ultimatum", hola_of_order(2), 0.11, 0.76, 5),
@@ -1790,20 +1792,21 @@ def table_of_colas_numbers(runs: dict[str, Results]) -> str:
     Beside our numbers those of COLA's authors. The range is that of nine in ten means
     over a batch of policies.
     """
-    models = judge_models(runs["cola_ultimatum"])
+    colas = judge_models(runs["cola_ultimatum"])
     rows = []
     for title, noted in OF_COLAS_AUTHORS.items():
         results = runs[noted.run]
         fair = ends_fair(results)
         half = ends_at(results, (5, 5))
         unfair = ends_at(results, (8, 2))
-        if title == "COLA":
+        if noted.gradient is None:
+            models = judge_models(results)
             distances = np.array([model.consistency for model in models])
             cosine = ""
         else:
             rule = judge_rules()[title]
             distances = rule.consistency
-            cosine = spread(cosines(models, rule), digits=2)
+            cosine = spread(cosines(colas, rule), digits=2)
         low, high = np.quantile(over_batches(distances), (0.05, 0.95))
         row = [
             title,

@@ -1956,7 +1956,8 @@ def biases_by_loop(key, config):
         key_x, key_alpha = jax.random.split(jax.random.fold_in(key, 1 + t))
         xs = drawn_by(key_x, config.batch_size, config.train_extent)
         shares = jax.random.uniform(key_alpha, (config.batch_size, 1, 1))
-        errors = np.asarray(b - config.alpha_max * shares * xs)
+        width = config.alpha_max - config.alpha_min
+        errors = np.asarray(b - (config.alpha_min + width * shares) * xs)
         loss = 3 * (errors**2).sum() / config.batch_size
         slope = 6 * errors.mean(axis=0)
         curves.append([loss, np.linalg.norm(slope)])
@@ -1969,12 +1970,24 @@ def biases_by_loop(key, config):
     return b, np.transpose(curves)
 
 
-@pytest.mark.parametrize("extent", [0.0, 3.0])
-def test_colas_training_against_a_loop(extent, monkeypatch):
+def test_cola_is_evaluated_at_steps_that_it_is_trained_for():
+    def alphas(**changes):
+        return cola.make_config("ipd", **changes).eval_alphas
+
+    assert alphas() == (0, 1, 2, 5, 10)
+    assert alphas(alpha_max=5.0) == (0, 0.5, 1, 2.5, 5)
+    assert alphas(alpha_min=5.0, alpha_max=5.0) == (5,)
+    np.testing.assert_allclose(alphas(alpha_min=2.0), (2, 2.8, 3.6, 6, 10))
+    assert alphas(alpha_min=0.1, alpha_max=0.3)[-1] == 0.3  # without rounding
+
+
+@pytest.mark.parametrize("extent, alpha_min", [(0.0, 0.0), (3.0, 1.5)])
+def test_colas_training_against_a_loop(extent, alpha_min, monkeypatch):
     """In two chunks and in one: all batches differ, Adam goes on, its rate decays."""
     monkeypatch.setattr(cola, "consistency_loss", simple_loss)
     key = jax.random.key(3)
     changes = {"semi_gradient": True, "alpha_max": 2.0, "train_extent": extent}
+    changes["alpha_min"] = alpha_min
     config = cola.make_config(CUBIC, **SMALL_COLA | changes)
     b, expected = biases_by_loop(key, config)
     chunk = jax.jit(lambda state: cola.train_chunk(key, state, CUBIC, config, 2))
@@ -4034,6 +4047,8 @@ pola --beta -1 -> --beta takes 0 to 1e+30, not -1.0
 mfos --clip 2 -> --clip takes 0 to 1, not 2.0
 cola --alpha-max 0 -> --alpha-max takes 1e-30
 cola --eval-alphas 1 11 -> --eval-alphas takes numbers up to --alpha-max 10.0, not 11.0
+cola --alpha-min 11 -> --alpha-min takes numbers up to --alpha-max 10.0, not 11.0
+cola --alpha-min 2 --eval-alphas 1 3 -> --eval-alphas takes numbers from --alpha-min 2.0, not
 meva --eval-gammas 0.5 1 -> --eval-gammas takes 0 to 0.9999999, not 0.5 1.0
 meva --eval-gammas -> --eval-gammas: expected at least one argument
 meva --stride 7 -> --stride takes divisors of --rollout-length 100, not 7
@@ -5515,7 +5530,8 @@ def test_who_is_who_among_colas_relatives(three_policies):
             config, _ = config_of(noted.run)
             assert (config.lr, config.eval_steps) == (5, 500)
             assert getattr(config, "alphas", (5,)) == (5,)
-            if title == "COLA":
+            if title.startswith("COLA"):
+                assert config.alpha_min == (5 if title == "COLA" else 0)
                 assert (config.alpha_max, config.eval_alphas) == (5, (5,))
                 assert config.train_extent == 7
                 continue
