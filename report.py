@@ -1057,15 +1057,20 @@ def policies_of_colas_authors() -> np.ndarray:
     return draw.uniform(-7, 7, (JUDGED_ON, 2, 1))
 
 
-def judge(gradient: Callable) -> Judged:
-    """Judge a rule on Ultimatum, in 64 bits: CGD divides by numbers near 0."""
+def judge_each(gradient: Callable, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The two arrays of `Judged`, of a rule on Ultimatum at policies (point, 2, 1)."""
 
     def at_point(x):
         distance = cola.consistency_of(gradient, ULTIMATUM.f, x, COLAS_ALPHA)
         return gradient(x)[:, 0], distance
 
+    return jax.vmap(at_point)(x)
+
+
+def judge(gradient: Callable) -> Judged:
+    """Judge a rule on Ultimatum, in 64 bits: CGD divides by numbers near 0."""
     with jax.enable_x64(True):
-        judged = jax.jit(jax.vmap(at_point))(policies_of_colas_authors())
+        judged = jax.jit(partial(judge_each, gradient))(policies_of_colas_authors())
     return Judged(*map(np.asarray, judged))
 
 
@@ -1081,14 +1086,15 @@ def judge_rules() -> dict[str, Judged]:
 
 def judge_models(results: Results) -> list[Judged]:
     """Each model of COLA."""
-    config, models = load_models("cola", results, ULTIMATUM)
-    judged = []
-    for seed in range(config.num_seeds):
-        params = jax.tree.map(lambda leaf, i=seed: leaf[i], models)
-        judged.append(
-            judge(partial(cola.cola_gradient, params, ULTIMATUM, alpha=COLAS_ALPHA))
-        )
-    return judged
+    _, models = load_models("cola", results, ULTIMATUM)
+
+    def of_model(params):
+        gradient = partial(cola.cola_gradient, params, ULTIMATUM, alpha=COLAS_ALPHA)
+        return judge_each(gradient, policies_of_colas_authors())
+
+    with jax.enable_x64(True):
+        directions, consistency = jax.jit(partial(jax.lax.map, of_model))(models)
+    return list(map(Judged, np.asarray(directions), np.asarray(consistency)))
 
 
 def cosines(models: list[Judged], rule: Judged) -> np.ndarray:
