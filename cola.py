@@ -31,7 +31,9 @@ how the squared distance is averaged, and whether the right side is held constan
 it is summed over both players' parameters and averaged over 128 joint policies from the
 game's `init`, each with an alpha ~ U[0, alpha_max]. Gradients flow through both sides:
 otherwise the model does not become consistent at large alpha. Adam takes 10000 steps,
-with a learning rate that decays to 0 by a cosine.
+with a learning rate that decays to 0 by a cosine. COLA's authors train at one alpha
+(`--alpha-min` and `--alpha-max`), on policies from a square (`--train-extent`);
+results/paper/ has their numbers beside ours.
 
 On the IPD both players defect at alpha = 0, a return of -2 each, and cooperate at
 alpha = 10, -1.04 each. They can be exploited: a best response to these policies gets
@@ -130,11 +132,16 @@ class Config:
     last_activation: str = flag("gelu", "last nonlinearity", choices=["gelu", "tanh"])
     share_params: bool = switch(True, "one parameter set for both players")
     # --- Training (App. B) ---
-    alpha_max: float = flag(
-        10.0, "train for look-ahead steps from 0 to this", 1e-30, 1e30
-    )
+    alpha_min: float = flag(0.0, "train for look-ahead steps from this", 0, 1e30)
+    alpha_max: float = flag(10.0, "... to this", 1e-30, 1e30)
     outer_steps: int = flag(10_000, "steps of training", 1, 1_000_000)
     batch_size: int = flag(128, "joint policies in a step", 1, 65_536)
+    train_extent: float = flag(
+        0.0,
+        "train on policies uniform from minus this to this, or 0: from the game's init",
+        0,
+        1e30,
+    )
     variant: str = flag(
         "exact",
         "the equation of App. B, or Eq. 4 in which one's own step counts as well",
@@ -156,11 +163,22 @@ class Config:
 
     def __post_init__(self):
         check_settings(self)
+        if self.alpha_min > self.alpha_max:
+            raise ValueError(
+                f"--alpha-min takes numbers up to --alpha-max {self.alpha_max}, "
+                f"not {self.alpha_min}"
+            )
         largest = max(self.eval_alphas)
         if largest > self.alpha_max:
             raise ValueError(
                 f"--eval-alphas takes numbers up to --alpha-max {self.alpha_max}, "
                 f"not {largest}"
+            )
+        smallest = min(self.eval_alphas)
+        if smallest < self.alpha_min:
+            raise ValueError(
+                f"--eval-alphas takes numbers from --alpha-min {self.alpha_min}, "
+                f"not {smallest}"
             )
 
 
@@ -176,13 +194,16 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     alphas = [alpha for alpha in played.alphas if alpha <= 10] or played.alphas
     if played.name == "tandem":  # HOLA(n) tends to COLA below 3/8, not above
         alphas = [0.0, 0.1, 0.2, 0.3, 0.5]
-    if "alpha_max" in changes:
-        alphas = [share * changes["alpha_max"] for share in (0.0, 0.1, 0.2, 0.5, 1.0)]
+    alpha_max = max(alphas) or 10.0
+    if "alpha_min" in changes or "alpha_max" in changes:
+        ends = changes.get("alpha_min", 0.0), changes.get("alpha_max", alpha_max)
+        between = np.interp((0.0, 0.1, 0.2, 0.5, 1.0), (0, 1), ends)
+        alphas = list(dict.fromkeys(between.tolist()))  # each once: ends can be equal
     settings = {
         "game": played.name,
         "lr": played.lr,
         "share_params": played.symmetric,
-        "alpha_max": max(alphas) or 10.0,
+        "alpha_max": alpha_max,
         "eval_alphas": alphas,
     }
     if played.planar:
@@ -399,6 +420,26 @@ def consistency_loss(
     return ((left - right) ** 2).sum()
 
 
+def consistency_of(gradient, f, x: jax.Array, alpha) -> jax.Array:
+    """The same squared distance for any rule's update direction in place of g. ().
+
+    Args:
+      gradient: x -> (2, n), the direction, differentiable.
+      f: the game, (2, n) -> (2,).
+      x: joint policy, (2, n).
+      alpha: look-ahead step of both players, ().
+    """
+
+    def surrogate(own, player):
+        before = x.at[player].set(own)
+        after = before + alpha * gradient(before)
+        return f(after.at[player].set(own))[player]
+
+    right_1 = jax.grad(surrogate)(x[0], 0)
+    right_2 = jax.grad(surrogate)(x[1], 1)
+    return ((gradient(x) - jnp.stack([right_1, right_2])) ** 2).sum()
+
+
 # --- Training -------------------------------------------------------------------------
 
 
@@ -422,12 +463,23 @@ def train_init(key: jax.Array, game: Game, config: Config) -> TrainState:
     return TrainState(params, opt_state, jnp.int32(0))
 
 
+def draw_policies(key: jax.Array, game: Game, extent: float, count: int) -> jax.Array:
+    """Joint policies that the model is for, (count, 2, n). See `--train-extent`."""
+    if extent > 0:
+        shape = (count, 2, game.n)
+        return jax.random.uniform(key, shape, minval=-extent, maxval=extent)
+    return jax.vmap(game.init)(jax.random.split(key, count))
+
+
 def outer_step(key: jax.Array, state: TrainState, game: Game, config: Config):
     """One step of Adam on a batch of joint policies. Returns (state, metrics)."""
     key_x, key_alpha = jax.random.split(key)
-    xs = jax.vmap(game.init)(jax.random.split(key_x, config.batch_size))
+    xs = draw_policies(key_x, game, config.train_extent, config.batch_size)
     alphas = jax.random.uniform(
-        key_alpha, (config.batch_size,), maxval=config.alpha_max
+        key_alpha,
+        (config.batch_size,),
+        minval=config.alpha_min,
+        maxval=config.alpha_max,
     )
 
     def mean_loss(params, xs, alphas):
@@ -510,13 +562,19 @@ def hola_gradients(f, x: jax.Array, alpha) -> jax.Array:
 
 
 def evaluate_consistency(
-    key: jax.Array, params, game: Game, alpha, variant: str = "exact"
+    key: jax.Array,
+    params,
+    game: Game,
+    alpha,
+    variant: str = "exact",
+    extent: float = 0.0,
 ) -> dict[str, jax.Array]:
     """How consistent the model and HOLA(n) are on held-out policies, and how alike.
 
     Args:
       key: draws the joint policies, `HELD_OUT` of them.
       params, game, alpha, variant: as in `both_sides`.
+      extent: policies are uniform in [-extent, extent]; 0: from the game's init.
 
     Returns:
       "consistency", (point,), the loss; "squared_norm", (point,), |g|^2;
@@ -539,7 +597,7 @@ def evaluate_consistency(
             "hola_cosine": products * jax.lax.rsqrt(squared_norm * squared_norms),
         }
 
-    x = jax.vmap(game.init)(jax.random.split(key, HELD_OUT))
+    x = draw_policies(key, game, extent, HELD_OUT)
     return jax.vmap(judge, out_axes=-1)(over_devices(x))
 
 
@@ -562,7 +620,12 @@ def evaluate(
         # This key is not the one that training draws by.
         key_held_out = jax.random.fold_in(key, 1)
         results = evaluate_consistency(
-            key_held_out, params, game, alpha, config.variant
+            key_held_out,
+            params,
+            game,
+            alpha,
+            config.variant,
+            config.train_extent,
         )
         return results | evaluate_game(
             key,

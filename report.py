@@ -24,7 +24,7 @@ The text of the pages is written by hand. A table stands between two marks,
 import argparse
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import cola
 import meva
 import tournament
 from games import (
@@ -42,6 +43,7 @@ from games import (
     state_distribution,
     write_file,
 )
+from hola import hola_gradient
 from plots import (
     ABLATIONS,
     EPISODES,
@@ -66,10 +68,12 @@ from plots import (
     standard_error,
     strategies,
 )
+from sos import sos_gradient
 from tournament import TOURNAMENTS, by_model, load_models, table
 
 LOGISTIC = GAMES["logistic"]
 IPD = GAMES["ipd"]
+ULTIMATUM = GAMES["ultimatum"]
 A, B = -5.0307, 5.0307  # the Logistic Game's stable fixed points are (A, A) and (B, B)
 
 # --- The runs: name and command, without `python` and --out ---------------------------
@@ -79,6 +83,12 @@ HILLS = "--num-seeds 8 --eval-gammas 0 0.5 0.8 0.9 0.95 0.98 0.99 0.995"
 ALPHAS = "--num-seeds 2 --alphas 0 0.1 0.3 1 2 3 5 10 20 30 50 70 100"
 SHORT = "--outer-steps 500 --num-seeds 6 --eval-gammas 0.9 0.95 0.99"
 SMALL_STEPS = "--eval-steps 5000 --eval-pairs 64"
+STEPS_OF_COLA = "--lr 5 --eval-steps 500"  # its authors'
+OF_COLA = (  # and their width, batch, learning rate, and policies to train on
+    f"--num-seeds 8 {STEPS_OF_COLA} --alpha-max 5 --eval-alphas 5 --train-extent 7 "
+    "--hidden 16 --blocks 0 --batch-size 64 --model-lr 0.001 --outer-steps 80000"
+)
+BESIDE_COLA = f"{STEPS_OF_COLA} --eval-pairs 256 --alphas 5"
 
 RUNS = {
     # The paper's figures, and the same for more algorithms.
@@ -127,6 +137,15 @@ RUNS = {
     "meva_ipd+mlp": "meva.py --game ipd+mlp --num-seeds 8",
     "grid_ipd+mlp": f"lola.py --game ipd+mlp {ALPHAS}",
     "small_ipd+mlp": f"lola.py --game ipd+mlp {ALPHAS} --lr 0.1 {SMALL_STEPS}",
+    # COLA's own numbers, on Ultimatum, with its authors' steps.
+    "cola_ultimatum": f"cola.py --game ultimatum {OF_COLA} --alpha-min 5",
+    "range_ultimatum": f"cola.py --game ultimatum {OF_COLA}",
+    "naive_ultimatum": f"naive.py --game ultimatum {STEPS_OF_COLA} --eval-pairs 256",
+    "lola_ultimatum": f"lola.py --game ultimatum {BESIDE_COLA}",
+    "hola_ultimatum": f"hola.py --game ultimatum {BESIDE_COLA} --order 2",
+    "hola4_ultimatum": f"hola.py --game ultimatum {BESIDE_COLA} --order 4",
+    "sos_ultimatum": f"sos.py --game ultimatum {BESIDE_COLA}",
+    "cgd_ultimatum": f"sos.py --game ultimatum {BESIDE_COLA} --variant cgd",
     # M-FOS with as many starts as its authors have, and with fewer.
     "mfos_4096_ipd": "mfos.py --game ipd --num-seeds 8",
     "mfos-lola_4096_ipd": "mfos.py --game ipd --num-seeds 2 --opponent lola",
@@ -987,6 +1006,246 @@ def trained_for_the_situation(*tournaments: Results) -> list[Claim]:
     return [claim]
 
 
+# --- Claims of COLA's authors ---------------------------------------------------------
+#
+# They are a table in the notebook of Willi et al. (2022), on Ultimatum at alpha = 5. Its
+# labels of HOLA and the orders that ran are out of step: these are the orders that ran.
+
+COLAS_ALPHA = 5.0
+
+
+def hola_of_order(order: int) -> Callable:
+    """HOLA(order)'s update direction on Ultimatum, x -> (2, 1)."""
+    return partial(hola_gradient, ULTIMATUM.f, alpha=COLAS_ALPHA, order=order)
+
+
+class Noted(NamedTuple):
+    """A rule beside COLA; None where we know no number of the authors."""
+
+    run: str
+    gradient: Callable | None  # x -> (2, 1), the direction, of rules without a model
+    consistency: float | None = None  # squared distance of the two sides of COLA's Eq.
+    cosine: float | None = None  # to COLA's direction
+    fair: int | None = None  # of 10 runs, those that end at the fair offer
+
+
+OF_COLAS_AUTHORS = {
+    "COLA": Noted("cola_ultimatum", None, 0.007, None, 10),
+    "COLA, alpha from 0 to 5": Noted("range_ultimatum", None),
+    "naive": Noted("naive_ultimatum", hola_of_order(0)),
+    "HOLA(1)": Noted("lola_ultimatum", hola_of_order(1), 1.17, 0.73),
+    "HOLA(2)": Noted("hola_ultimatum", hola_of_order(2), 0.11, 0.76, 5),
+    "HOLA(4)": Noted("hola4_ultimatum", hola_of_order(4), 4.2, 0.70),
+    "SOS": Noted(
+        "sos_ultimatum",
+        partial(sos_gradient, ULTIMATUM.f, alpha=COLAS_ALPHA),
+        0.38,
+        0.73,
+    ),
+    "CGD": Noted(
+        "cgd_ultimatum",
+        partial(sos_gradient, ULTIMATUM.f, alpha=COLAS_ALPHA, variant="cgd"),
+        1.4,
+    ),
+}
+RUNS_OF_COLA = [noted.run for noted in OF_COLAS_AUTHORS.values()]
+JUDGED_ON = 65_536  # policies from U(-7, 7), in batches as large as these
+BATCH = 256
+
+
+class Judged(NamedTuple):
+    """A rule's directions on `JUDGED_ON` policies, and their squared distances."""
+
+    directions: np.ndarray  # (point, 2)
+    consistency: np.ndarray  # (point,)
+
+
+@cache
+def policies_of_colas_authors() -> np.ndarray:
+    draw = np.random.default_rng(0)
+    return draw.uniform(-7, 7, (JUDGED_ON, 2, 1))
+
+
+def judge_each(gradient: Callable, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The two arrays of `Judged`, of a rule on Ultimatum at policies (point, 2, 1)."""
+
+    def at_point(x):
+        distance = cola.consistency_of(gradient, ULTIMATUM.f, x, COLAS_ALPHA)
+        return gradient(x)[:, 0], distance
+
+    return jax.vmap(at_point)(x)
+
+
+def judge(gradient: Callable) -> Judged:
+    """Judge a rule on Ultimatum, in 64 bits: CGD divides by numbers near 0."""
+    with jax.enable_x64(True):
+        judged = jax.jit(partial(judge_each, gradient))(policies_of_colas_authors())
+    return Judged(*map(np.asarray, judged))
+
+
+@cache
+def judge_rules() -> dict[str, Judged]:
+    """All rules but COLA, which need no run."""
+    judged = {}
+    for title, noted in OF_COLAS_AUTHORS.items():
+        if noted.gradient is not None:
+            judged[title] = judge(noted.gradient)
+    return judged
+
+
+def judge_models(results: Results) -> list[Judged]:
+    """Each model of COLA."""
+    _, models = load_models("cola", results, ULTIMATUM)
+
+    def of_model(params):
+        gradient = partial(cola.cola_gradient, params, ULTIMATUM, alpha=COLAS_ALPHA)
+        return judge_each(gradient, policies_of_colas_authors())
+
+    with jax.enable_x64(True):
+        directions, consistency = jax.jit(partial(jax.lax.map, of_model))(models)
+    return list(map(Judged, np.asarray(directions), np.asarray(consistency)))
+
+
+def cosines(models: list[Judged], rule: Judged) -> np.ndarray:
+    """The mean cosine of each model of COLA to a rule, (model,)."""
+    means = []
+    for model in models:
+        products = (model.directions * rule.directions).sum(axis=1)
+        own = np.linalg.norm(model.directions, axis=1)
+        lengths = own * np.linalg.norm(rule.directions, axis=1)
+        means.append((products / lengths).mean())
+    return np.array(means)
+
+
+def over_batches(distances: np.ndarray) -> np.ndarray:
+    """Means over batches of policies, from distances (..., point). (batch,)."""
+    return distances.reshape(-1, BATCH).mean(axis=1)
+
+
+def ends_at(results: Results, payoffs) -> np.ndarray:
+    """Which pairs of Ultimatum end with both returns within .5 of these, (seed, pair)."""
+    (returns,) = results["self_play"]  # there is one setting
+    return (np.abs(returns - np.array(payoffs)) < 0.5).all(axis=-1)
+
+
+def ends_fair(results: Results) -> np.ndarray:
+    """Which pairs end at 5 : 5 under a credible threat, (seed, pair).
+
+    It is credible if an unfair offer pays player 1 less than 5: player 2 would take
+    it, and leave 8, in less than 5 of 8 cases.
+    """
+    (policies,) = results["policies"]  # (seed, pair, 2, 1), log-odds
+    takes = (1 + np.tanh(policies[..., 1, 0] / 2)) / 2
+    return ends_at(results, (5, 5)) & (takes < 5 / 8)
+
+
+def cola_offers_half(results: Results) -> list[Claim]:
+    fair = ends_fair(results).mean(axis=1)  # (seed,)
+    half = ends_at(results, (5, 5)).mean(axis=1)
+    of_models = ", ".join(f"{share:.3f}" for share in fair)
+    claim = Claim(
+        "",
+        "COLA ends at the fair offer under a credible threat in 10 of 10 runs",
+        "after 500 steps of 5 from N(0, 1) both returns are within .5 of 5, and an "
+        "unfair offer would pay less, from all starts, in every model",
+        fair == 1,
+        f"from a share of {spread(fair)} of the starts; at 5 : 5 from {spread(half)}",
+        f"by model {of_models}",
+    )
+    return [claim]
+
+
+def hola_offers_half_at_times(results: Results) -> list[Claim]:
+    (fair,) = ends_fair(results)
+    (unfair,) = ends_at(results, (8, 2))
+    (half,) = ends_at(results, (5, 5))
+    idle = half & ~fair
+    others = unfair[~fair]
+    return [
+        Claim(
+            "",
+            "HOLA(2) ends there in 5 of 10 runs",
+            "it does from .19 to .81 of the starts, which is where 5 of 10 is in the "
+            "95 % interval",
+            0.19 < fair.mean() < 0.81,
+            f"from {fair[:10].sum()} of the first 10 starts, {fair.sum()} of {fair.size}",
+        ),
+        Claim(
+            "",
+            "HOLA(2) ends near 8 : 2 in the other runs",
+            "both returns are within .5 of it from all other starts",
+            others.size > 0 and others.all(),
+            f"from {others.sum()} of the other {others.size}; from {idle.sum()} at 5 : 5 "
+            "without the threat",
+        ),
+    ]
+
+
+def cola_is_consistent(results: Results) -> list[Claim]:
+    models = judge_models(results)
+    own = np.array([model.consistency.mean() for model in models])
+    distances = {}
+    close = []
+    alike = []
+    of_cosines = []
+    for title, rule in judge_rules().items():
+        noted = OF_COLAS_AUTHORS[title]
+        distances[title] = rule.consistency.mean()
+        if noted.consistency is not None:
+            close.append(abs(distances[title] / noted.consistency - 1) < 0.1)
+        if noted.cosine is not None:
+            found = cosines(models, rule)
+            alike.append(abs(found.mean() - noted.cosine) < 0.05)
+            of_cosines.append(f"{title} {spread(found, digits=2)}")
+    del distances["naive"]
+    words = [f"{title} {distance:.2g}" for title, distance in distances.items()]
+    first = over_batches(judge_rules()["HOLA(1)"].consistency)
+    second = over_batches(judge_rules()["HOLA(2)"].consistency)
+    below = (second < first / 5).sum()
+    least = min(distances.values())
+    return [
+        Claim(
+            "",
+            "COLA has a squared consistency of .007",
+            "it is at most .0075 in every model",
+            own <= 0.0075,
+            f"{spread(own, digits=4)}, by model {own.min():.4f} to {own.max():.4f}",
+        ),
+        Claim(
+            "",
+            "COLA is more consistent than HOLA(1), (2), (4), SOS and CGD",
+            "its squared consistency is less than that of each, in every model",
+            own < least,
+            f"{own.max():.2g} at most, the others {least:.2g} at least",
+        ),
+        Claim(
+            "",
+            "squared consistency of HOLA(1) 1.17, HOLA(2) .11, HOLA(4) 4.2, SOS .38, "
+            "CGD 1.4",
+            "ours is within a tenth of each",
+            close,
+            ", ".join(words),
+            f"over {BATCH} policies HOLA(2)'s is less than a fifth of HOLA(1)'s in "
+            f"{below} of {first.size} batches",
+        ),
+        Claim(
+            "",
+            "cosine to COLA of HOLA(1) .73, HOLA(2) .76, HOLA(4) .70, SOS .73",
+            "the mean over models is within .05 of each",
+            alike,
+            ", ".join(of_cosines),
+        ),
+    ]
+
+
+CLAIMS_OF_COLA = [  # as `CLAIMS`
+    (cola_offers_half, ["cola_ultimatum"]),
+    (hola_offers_half_at_times, ["hola_ultimatum"]),
+    (cola_is_consistent, ["cola_ultimatum"]),
+]
+
+# --- The list of claims ---------------------------------------------------------------
+
 CLAIMS = [  # a function, and the runs whose results it takes
     (fixed_points, []),
     (unconditional_play, []),
@@ -1042,10 +1301,12 @@ for _, names in CLAIMS:
 # --- Tables of claims and commands ----------------------------------------------------
 
 
-def all_claims(runs: dict[str, Results]) -> list[tuple[Claim, list[str]]]:
+def all_claims(
+    runs: dict[str, Results], claims: list = CLAIMS
+) -> list[tuple[Claim, list[str]]]:
     """The claims whose runs are there, with these runs' names."""
     found = []
-    for measure, names in CLAIMS:
+    for measure, names in claims:
         if all(name in runs for name in names):
             for claim in measure(*(runs[name] for name in names)):
                 found.append((claim, names))
@@ -1071,12 +1332,13 @@ def table_of_claims(runs: dict[str, Results]) -> str:
     return "\n\n".join(parts)
 
 
-def list_of_criteria(runs: dict[str, Results]) -> str:
+def list_of_criteria(runs: dict[str, Results], claims: list = CLAIMS) -> str:
     """Each claim with its criterion, all numbers, and the runs that they are from."""
     parts = []
-    for claim, names in all_claims(runs):
+    for claim, names in all_claims(runs, claims):
+        where = f" (Sec. {claim.section})" if claim.section else ""
         lines = [
-            f"**{claim.sentence}** (Sec. {claim.section}): {verdict(claim.holds)}",
+            f"**{claim.sentence}**{where}: {verdict(claim.holds)}",
             f"- It holds if: {claim.criterion}.",
             f"- Here: {claim.evidence}.",
         ]
@@ -1087,6 +1349,14 @@ def list_of_criteria(runs: dict[str, Results]) -> str:
             lines.append(f"- Runs: {files}.")
         parts.append("\n".join([lines[0], "", *lines[1:]]))
     return "\n\n".join(parts)
+
+
+def table_of_colas_claims(runs: dict[str, Results]) -> str:
+    """The claims of COLA's authors with verdicts and our main number."""
+    rows = []
+    for claim, _ in all_claims(runs, CLAIMS_OF_COLA):
+        rows.append((claim.sentence, verdict(claim.holds), claim.evidence))
+    return table(("COLA's authors", "holds", "here"), rows)
 
 
 FRONT = (  # the claims on the front page
@@ -1593,6 +1863,56 @@ def table_of_consistency(runs: dict[str, Results]) -> str:
     return table(("alpha", "COLA", "HOLA(0)", "LOLA", "HOLA(2)", *cosines), rows)
 
 
+def table_of_colas_numbers(runs: dict[str, Results]) -> str:
+    """Ultimatum at alpha = 5: who ends where, and how consistent each rule is.
+
+    Beside our numbers those of COLA's authors. The range is that of nine in ten means
+    over a batch of policies.
+    """
+    colas = judge_models(runs["cola_ultimatum"])
+    rows = []
+    for title, noted in OF_COLAS_AUTHORS.items():
+        results = runs[noted.run]
+        fair = ends_fair(results)
+        half = ends_at(results, (5, 5))
+        unfair = ends_at(results, (8, 2))
+        if noted.gradient is None:
+            models = judge_models(results)
+            distances = np.array([model.consistency for model in models])
+            cosine = ""
+        else:
+            rule = judge_rules()[title]
+            distances = rule.consistency
+            cosine = spread(cosines(colas, rule), digits=2)
+        low, high = np.quantile(over_batches(distances), (0.05, 0.95))
+        row = [
+            title,
+            "" if noted.fair is None else f"{noted.fair} of 10",
+            spread(fair.mean(axis=1)),
+            spread(half.mean(axis=1)),
+            spread(unfair.mean(axis=1)),
+            "" if noted.consistency is None else f"{noted.consistency:g}",
+            f"{distances.mean():.2g}",
+            f"{low:.2g} to {high:.2g}",
+            "" if noted.cosine is None else f"{noted.cosine:.2f}",
+            cosine,
+        ]
+        rows.append(row)
+    heading = (
+        "",
+        "fair, authors",
+        "fair",
+        "5 : 5",
+        "8 : 2",
+        "squared consistency, authors",
+        "squared consistency",
+        f"of {BATCH} policies",
+        "cosine to COLA, authors",
+        "cosine to COLA",
+    )
+    return table(heading, rows)
+
+
 def table_of_tournament(runs: dict[str, Results]) -> str:
     """All tables of a tournament."""
     (results,) = runs.values()
@@ -1670,6 +1990,11 @@ TABLES = {
     "consistency": Table(table_of_consistency, ["cola_logistic"]),
     "games": Table(
         table_of_games, [name for name in RUNS if name.startswith("games/")]
+    ),
+    "cola_claims": Table(table_of_colas_claims, RUNS_OF_COLA),
+    "cola_numbers": Table(table_of_colas_numbers, RUNS_OF_COLA),
+    "cola_criteria": Table(
+        partial(list_of_criteria, claims=CLAIMS_OF_COLA), RUNS_OF_COLA
     ),
     "tournament_ipd": Table(table_of_tournament, ["tournament_ipd"]),
     "tournament_imp": Table(table_of_tournament, ["tournament_imp"]),

@@ -2065,6 +2065,36 @@ def test_both_sides_are_equal_where_colas_equation_is_solved(monkeypatch, varian
         cola.both_sides((None, None), game, x, a, "taylor")
 
 
+def test_consistency_of_a_rule_is_the_distance_from_what_it_looks_ahead_to():
+    """By finite differences; and a model's by itself is its loss."""
+    rule = partial(sos.sos_gradient, CUBIC.f, alpha=0.3)
+
+    def change_of(i):
+        return lambda x: 0.7 * np.asarray(rule(x))[1 - i]
+
+    with jax.enable_x64(True):
+        found = cola.consistency_of(rule, CUBIC.f, jnp.array(X), 0.7)
+        expected = 0.0
+        for i in (0, 1):
+            right = look_ahead_by_differences(cubic, i, X, change_of(i))
+            expected += ((np.asarray(rule(X))[i] - right) ** 2).sum()
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+        config = cola.make_config(CUBIC, **SMALL_COLA)
+        params = cola.model_init(jax.random.key(1), CUBIC, config)
+        model = partial(cola.cola_gradient, params, CUBIC, alpha=0.7)
+        found = cola.consistency_of(model, CUBIC.f, jnp.array(X), 0.7)
+        loss = cola.consistency_loss(params, CUBIC, X, 0.7)
+        np.testing.assert_allclose(found, loss, rtol=1e-12)
+
+
+def drawn_by(key, count, extent):
+    """The joint policies of CUBIC that COLA draws: uniform, or by init."""
+    if extent > 0:
+        return jax.random.uniform(key, (count, 2, 2), minval=-extent, maxval=extent)
+    return jax.vmap(CUBIC.init)(jax.random.split(key, count))
+
+
 def simple_loss(params, game, x, alpha, variant, semi_gradient):
     """In place of COLA's: of the last biases, and three times as large if held."""
     assert variant == "joint"
@@ -2082,9 +2112,10 @@ def biases_by_loop(key, config):
     curves = []
     for t in range(config.outer_steps):
         key_x, key_alpha = jax.random.split(jax.random.fold_in(key, 1 + t))
-        xs = jax.vmap(CUBIC.init)(jax.random.split(key_x, config.batch_size))
+        xs = drawn_by(key_x, config.batch_size, config.train_extent)
         shares = jax.random.uniform(key_alpha, (config.batch_size, 1, 1))
-        errors = np.asarray(b - config.alpha_max * shares * xs)
+        width = config.alpha_max - config.alpha_min
+        errors = np.asarray(b - (config.alpha_min + width * shares) * xs)
         loss = 3 * (errors**2).sum() / config.batch_size
         slope = 6 * errors.mean(axis=0)
         curves.append([loss, np.linalg.norm(slope)])
@@ -2097,11 +2128,24 @@ def biases_by_loop(key, config):
     return b, np.transpose(curves)
 
 
-def test_colas_training_against_a_loop(monkeypatch):
+def test_cola_is_evaluated_at_steps_that_it_is_trained_for():
+    def alphas(**changes):
+        return cola.make_config("ipd", **changes).eval_alphas
+
+    assert alphas() == (0, 1, 2, 5, 10)
+    assert alphas(alpha_max=5.0) == (0, 0.5, 1, 2.5, 5)
+    assert alphas(alpha_min=5.0, alpha_max=5.0) == (5,)
+    np.testing.assert_allclose(alphas(alpha_min=2.0), (2, 2.8, 3.6, 6, 10))
+    assert alphas(alpha_min=0.1, alpha_max=0.3)[-1] == 0.3  # without rounding
+
+
+@pytest.mark.parametrize("extent, alpha_min", [(0.0, 0.0), (3.0, 1.5)])
+def test_colas_training_against_a_loop(extent, alpha_min, monkeypatch):
     """In two chunks and in one: all batches differ, Adam goes on, its rate decays."""
     monkeypatch.setattr(cola, "consistency_loss", simple_loss)
     key = jax.random.key(3)
     changes = {"semi_gradient": True, "alpha_max": 2.0, "variant": "joint"}
+    changes |= {"alpha_min": alpha_min, "train_extent": extent}
     config = cola.make_config(CUBIC, **SMALL_COLA | changes)
     b, expected = biases_by_loop(key, config)
     chunk = jax.jit(lambda state: cola.train_chunk(key, state, CUBIC, config, 2))
@@ -2146,7 +2190,8 @@ def test_trained_cola_stops_on_tandem_at_its_closed_form():
         np.testing.assert_allclose(sums, -offset / slope, atol=1e-2)
 
 
-def test_consistency_is_measured_as_it_is_defined(monkeypatch):
+@pytest.mark.parametrize("extent", [0.0, 2.0])
+def test_consistency_is_measured_as_it_is_defined(extent, monkeypatch):
     """Beside HOLA by finite differences, of the last joint policy.
 
     COLA's own two sides are `both_sides`, which the test of its loss checks.
@@ -2157,9 +2202,9 @@ def test_consistency_is_measured_as_it_is_defined(monkeypatch):
     config = cola.make_config(CUBIC, **SMALL_COLA)
     with jax.enable_x64(True):
         params = cola.model_init(key, CUBIC, config)
-        judge = jax.jit(partial(cola.evaluate_consistency, game=CUBIC, variant="joint"))
-        measured = judge(key, params, alpha=0.5)
-        x = np.array(CUBIC.init(jax.random.split(key, 3)[2]))
+        judge = partial(cola.evaluate_consistency, variant="joint", extent=extent)
+        measured = jax.jit(partial(judge, game=CUBIC, alpha=0.5))(key, params)
+        x = np.array(drawn_by(key, 3, extent)[2])
         both = jax.jit(lambda x: cola.both_sides(params, CUBIC, x, 0.5, "joint"))
         left, right = np.array(both(x))
     same = partial(np.testing.assert_allclose, rtol=1e-5)
@@ -2173,19 +2218,22 @@ def test_consistency_is_measured_as_it_is_defined(monkeypatch):
 
 
 def test_cola_is_judged_on_policies_that_neither_training_nor_evaluation_draws():
-    def judge(key, params, game, alpha, variant):
+    def judge(key, params, game, alpha, variant, extent):
         assert variant == "joint"
-        return {"judged_by": jax.random.key_data(key), "alpha": alpha}
+        judged_by = jax.random.key_data(key)
+        return {"judged_by": judged_by, "alpha": alpha, "extent": extent}
 
     def evaluate(key, game, step, **settings):
         return {"drawn_by": jax.random.key_data(key)}
 
-    config = cola.make_config(CUBIC, **SMALL_COLA, variant="joint")
+    changes = {"variant": "joint", "train_extent": 3.0}
+    config = cola.make_config(CUBIC, **SMALL_COLA | changes)
     with mock.patch.multiple(cola, evaluate_consistency=judge, evaluate_game=evaluate):
         found = cola.evaluate(jax.random.key(5), None, CUBIC, config)
     assert not np.array_equal(found["judged_by"], found["drawn_by"])
     assert cola.ORDERS == (0, 1, 2, 3)
     np.testing.assert_allclose(found["alpha"], config.eval_alphas)
+    np.testing.assert_allclose(found["extent"], 3.0)
 
 
 @slow
@@ -4374,6 +4422,8 @@ pola --beta -1 -> --beta takes 0 to 1e+30, not -1.0
 mfos --clip 2 -> --clip takes 0 to 1, not 2.0
 cola --alpha-max 0 -> --alpha-max takes 1e-30
 cola --eval-alphas 1 11 -> --eval-alphas takes numbers up to --alpha-max 10.0, not 11.0
+cola --alpha-min 11 -> --alpha-min takes numbers up to --alpha-max 10.0, not 11.0
+cola --alpha-min 2 --eval-alphas 1 3 -> --eval-alphas takes numbers from --alpha-min 2.0, not
 meva --eval-gammas 0.5 1 -> --eval-gammas takes 0 to 0.9999999, not 0.5 1.0
 meva --eval-gammas -> --eval-gammas: expected at least one argument
 meva --stride 7 -> --stride takes divisors of --rollout-length 100, not 7
@@ -5801,6 +5851,191 @@ def test_a_claims_evidence_is_short_and_its_group_is_its_verdict():
     front = report.table_of_front_claims(runs)
     assert "Of the 33 claims that we found in the paper 15 hold" in front
     assert front.count("\n| ") == 5 + 2
+
+
+# The numbers of COLA's authors, on Ultimatum.
+
+
+def ultimatum_by_hand(x):
+    """Returns of Ultimatum: player 1 offers a half, player 2 takes an unfair offer."""
+    half, takes = 1 / (1 + np.exp(-np.asarray(x)[:, 0]))
+    taken = (1 - half) * takes
+    return 5 * half + 8 * taken, 5 * half + 2 * taken
+
+
+@pytest.fixture
+def three_policies(monkeypatch):
+    """In place of the many policies that rules are judged on, (3, 2, 1)."""
+    x = np.array([[[0.3], [-1.0]], [[2.0], [0.5]], [[-3.0], [1.5]]])
+    monkeypatch.setattr(report, "policies_of_colas_authors", lambda: x)
+    return x
+
+
+@pytest.mark.parametrize("title", ["naive", "HOLA(2)", "CGD"])
+def test_rules_are_judged_on_ultimatum_by_definition(title, three_policies):
+    rule = report.OF_COLAS_AUTHORS[title].gradient
+    judged = report.judge(rule)
+    with jax.enable_x64(True):
+        for k, x in enumerate(three_policies):
+            left = np.asarray(rule(jnp.array(x)))
+            np.testing.assert_allclose(judged.directions[k], left[:, 0], rtol=1e-9)
+            expected = 0.0
+            for i in (0, 1):
+
+                def change(x, i=i):
+                    return 5 * np.asarray(rule(jnp.array(x)))[1 - i]
+
+                right = look_ahead_by_differences(ultimatum_by_hand, i, x, change)
+                expected += ((left[i] - right) ** 2).sum()
+            np.testing.assert_allclose(judged.consistency[k], expected, rtol=1e-5)
+
+
+def test_who_is_who_among_colas_relatives(three_policies):
+    """Each rule's direction is that of its name, at alpha = 5."""
+    f = GAMES["ultimatum"].f
+    with jax.enable_x64(True):
+        x = jnp.array(three_policies[0])
+        for title, noted in report.OF_COLAS_AUTHORS.items():
+            expected = {
+                "naive": lambda: hola.hola_gradient(f, x, 5.0, 0),
+                "HOLA(1)": lambda: hola.hola_gradient(f, x, 5.0, 1),
+                "HOLA(2)": lambda: hola.hola_gradient(f, x, 5.0, 2),
+                "HOLA(4)": lambda: hola.hola_gradient(f, x, 5.0, 4),
+                "SOS": lambda: sos.sos_gradient(f, x, 5.0),
+                "CGD": lambda: sos.sos_gradient(f, x, 5.0, "cgd"),
+            }
+            config, _ = config_of(noted.run)
+            assert (config.lr, config.eval_steps) == (5, 500)
+            assert getattr(config, "alphas", (5,)) == (5,)
+            if title.startswith("COLA"):
+                assert config.alpha_min == (5 if title == "COLA" else 0)
+                assert (config.alpha_max, config.eval_alphas) == (5, (5,))
+                assert config.train_extent == 7
+                continue
+            found = noted.gradient(x)
+            np.testing.assert_allclose(found, expected[title](), rtol=1e-12)
+            order = {"HOLA(2)": 2, "HOLA(4)": 4}.get(title)
+            variant = {"SOS": "sos", "CGD": "cgd", "HOLA(1)": "exact"}.get(title)
+            assert getattr(config, "order", None) == order
+            assert getattr(config, "variant", None) == variant
+
+
+def test_colas_models_are_judged_each(three_policies):
+    config = cola.make_config(
+        "ultimatum", hidden=4, blocks=0, num_seeds=2, alpha_max=5.0, eval_alphas=(5.0,)
+    )
+    game = GAMES["ultimatum"]
+    keys = jax.random.split(jax.random.key(6), 2)
+    params = jax.vmap(lambda key: cola.model_init(key, game, config))(keys)
+    results = plots.Results(
+        games.flatten("params", params), config=vars(config), path="here"
+    )
+    models = report.judge_models(results)
+    assert len(models) == 2
+    for seed, model in enumerate(models):
+        own = jax.tree.map(lambda leaf, i=seed: leaf[i], params)
+        for k, x in enumerate(np.float32(three_policies)):
+            g = cola.cola_gradient(own, game, x, 5.0)
+            np.testing.assert_allclose(model.directions[k], g[:, 0], rtol=1e-4)
+            loss = cola.consistency_loss(own, game, x, 5.0)
+            np.testing.assert_allclose(model.consistency[k], loss, rtol=1e-3)
+
+
+def test_rules_are_judged_on_policies_from_minus_7_to_7():
+    x = report.policies_of_colas_authors()
+    assert x.shape == (65_536, 2, 1)
+    assert -7 <= x.min() < -6.99
+    assert 6.99 < x.max() <= 7
+    np.testing.assert_allclose((x**2).mean(axis=0), 49 / 3, rtol=0.02)
+
+
+def ultimatum_ends(returns, takes):
+    """The results of a run of Ultimatum, of one seed, from returns and P(C)."""
+    log_odds = np.log(np.array(takes) / (1 - np.array(takes)))
+    policies = np.stack([0 * log_odds + 6, log_odds], axis=-1)
+    return plots.Results(
+        self_play=np.array(returns, float)[None, None],
+        policies=policies[None, None, ..., None],
+    )
+
+
+def test_an_offer_is_fair_if_an_unfair_one_would_pay_less():
+    results = ultimatum_ends(
+        [[5, 5], [4.6, 5.4], [5, 5], [5.6, 5], [5, 5.6], [8, 2], [7.6, 2.4], [8, 1]],
+        [0.1, 0.62, 0.63, 0.1, 0.1, 0.9, 0.1, 0.9],
+    )
+    np.testing.assert_array_equal(report.ends_fair(results), [[1, 1] + 6 * [0]])
+    unfair = report.ends_at(results, (8, 2))
+    np.testing.assert_array_equal(unfair, [5 * [0] + [1, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    "fair, unfair, other, verdicts",
+    [
+        (10, 10, 0, ("no", "yes", "yes")),
+        (10, 9, 1, ("no", "yes", "no")),
+        (20, 0, 0, ("yes", "no", "no")),
+        (2, 18, 0, ("no", "no", "yes")),
+    ],
+)
+def test_where_cola_and_hola_end(fair, unfair, other, verdicts):
+    returns = fair * [[5, 5]] + unfair * [[8, 2]] + other * [[0, 0]]
+    takes = fair * [0.1] + unfair * [0.9] + other * [0.1]
+    results = ultimatum_ends(returns, takes)
+    claims = report.cola_offers_half(results)
+    claims += report.hola_offers_half_at_times(results)
+    assert tuple(report.verdict(claim.holds) for claim in claims) == verdicts
+
+
+def judged_as(consistency, cosine):
+    """A rule at this distance, at this cosine to the first axis at each of 4 points."""
+    direction = np.array([cosine, np.sqrt(1 - cosine**2)])
+    lengths = np.array([1, 2, 3, 4])[:, None]
+    return report.Judged(lengths * direction, np.full(4, consistency))
+
+
+@pytest.mark.parametrize(
+    "own, factor, less, verdicts",
+    [
+        (0.007, 1.05, 0.02, ("yes", "yes", "yes", "yes")),
+        (0.2, 1.2, 0.1, ("no", "no", "no", "no")),
+        (0.01, 0.5, 0.02, ("no", "yes", "no", "yes")),
+    ],
+)
+def test_colas_consistency_beside_its_authors(own, factor, less, verdicts, monkeypatch):
+    rules = {"naive": judged_as(0.0, 1.0)}
+    for title, noted in report.OF_COLAS_AUTHORS.items():
+        if noted.gradient is not None and noted.consistency is not None:
+            cosine = (noted.cosine or 0.5) - less
+            rules[title] = judged_as(factor * noted.consistency, cosine)
+    monkeypatch.setattr(report, "BATCH", 2)
+    monkeypatch.setattr(report, "judge_rules", lambda: rules)
+    monkeypatch.setattr(report, "judge_models", lambda results: [judged_as(own, 1.0)])
+    claims = report.cola_is_consistent(plots.Results())
+    assert tuple(report.verdict(claim.holds) for claim in claims) == verdicts
+
+
+@slow
+def test_colas_numbers_stand_beside_those_of_its_authors():
+    runs, missing = plots.find(report.RUNS_OF_COLA, [ROOT / "results/paper"])
+    assert not missing
+    page = report.table_of_colas_claims(runs)
+    criteria = report.list_of_criteria(runs, report.CLAIMS_OF_COLA)
+    claims = [claim for claim, _ in report.all_claims(runs, report.CLAIMS_OF_COLA)]
+    assert len(claims) == 7
+    for claim in claims:
+        assert 0 < len(claim.evidence.split()) <= 25, claim
+        assert f"| {claim.sentence} | {report.verdict(claim.holds)} | " in page
+        assert f"- It holds if: {claim.criterion}." in criteria
+    _, _, *rows = report.table_of_colas_numbers(runs).split("\n")
+    for row, (title, noted) in zip(rows, report.OF_COLAS_AUTHORS.items(), strict=True):
+        cells = row.strip("| ").split(" | ")
+        assert cells[0] == title
+        shares = report.ends_fair(runs[noted.run]).mean(axis=1)
+        assert cells[2] == report.spread(shares)
+        if noted.gradient is not None:
+            mean = report.judge_rules()[title].consistency.mean()
+            assert cells[6] == f"{mean:.2g}"
 
 
 @pytest.mark.parametrize(
