@@ -37,11 +37,13 @@ results/paper/ has their numbers beside ours.
 
 On the IPD both players defect at alpha = 0, a return of -2 each, and cooperate at
 alpha = 10, -1.04 each. They can be exploited: a best response to these policies gets
--.96, and leaves them -1.6. On the Logistic Game, of a grid of starting points a half
-leads to B, the better of two stable solutions, at alpha = 0. At alpha = 10 it is 62 %:
-more of the points near the edges and near the origin do. A run prints a table and
-writes results/cola_GAME.npz and figures/cola_GAME.png, which also shows how consistent
-the model is.
+-.96, and leaves them -1.6. With Eq. 4 itself (`--variant joint`: one's own step counts
+as well) they cooperate at alpha = 5, and at 10 a best response gets no more than they.
+On the Logistic Game, of a grid of starting points a half leads to B, the better of two
+stable solutions, at alpha = 0. At alpha = 10 it is 62 %, and 72 % with Eq. 4: more of
+the points near the edges and near the origin do. A run prints a table and writes
+results/cola_GAME.npz and figures/cola_GAME.png, which also shows how consistent the
+model is.
 """
 
 import argparse

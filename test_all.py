@@ -6152,7 +6152,7 @@ def test_presets_are_compared_by_what_a_best_response_leaves_each_model():
     own = np.broadcast_to([[-1.1], [-1.3]], (3, 2, 4))  # by model
     both = np.stack([own, own - 0.2], axis=-1)
     results = results_of(
-        (0.9, 0.95, 0.99),
+        (0.95, 0.99, 0.999),
         exact_best_response=response,
         self_play=both,
         versus_naive=both,
@@ -6162,9 +6162,9 @@ def test_presets_are_compared_by_what_a_best_response_leaves_each_model():
     assert len(rows) == 6
     shown = "-1.300 ± 0.100 | {} | -1.200 ± 0.100"
     kept = "0.625 ± 0.375 | 0.25, 1.00"
-    assert rows[4] == f"| reliable | 0.95 | {shown.format(kept)} |"
+    assert rows[4] == f"| reliable | 0.99 | {shown.format(kept)} |"
     kept = "1.000 ± 0.000 | 1.00, 1.00"
-    assert rows[0] == f"| paper | 0.9 | {shown.format(kept)} |"
+    assert rows[0] == f"| paper | 0.95 | {shown.format(kept)} |"
 
 
 def test_equations_are_compared_by_the_share_that_comes_to_b():
