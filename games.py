@@ -1459,7 +1459,7 @@ def load_model(
     saved = json.loads(str(arrays["config"]))
     settings = {}
     for field in dataclasses.fields(Config):
-        value = saved[field.name]
+        value = saved.get(field.name, field.default)  # of an earlier version: fewer
         settings[field.name] = tuple(value) if isinstance(value, list) else value
     config = Config(**settings)
     game = find_game(config.game if game is None else game)

@@ -3971,10 +3971,17 @@ def test_a_trained_model_is_loaded(script, tmp_path):
     models = jax.vmap(init)(jax.random.split(jax.random.key(0)))
     path = tmp_path / "run.npz"
 
-    def save(config):
-        text = json.dumps(dataclasses.asdict(config))
-        np.savez(path, config=text, **games.flatten("params", models))
+    def save(config, without=()):
+        settings = dataclasses.asdict(config)
+        for name in without:
+            del settings[name]
+        arrays = games.flatten("params", models)
+        np.savez(path, config=json.dumps(settings), **arrays)
 
+    save(config, without=["eval_pairs"])  # of a version without this setting
+    _, found = module.load(path)
+    default = module.Config().eval_pairs
+    assert found == dataclasses.replace(config, eval_pairs=default)
     save(config)
     for seed, row in ((None, 0), (3, 0), (4, 1)):
         params, found = module.load(path, seed)
@@ -4177,10 +4184,13 @@ TRACED += [("lola", "ipd+episodes=8+length=9")]
 
 @pytest.mark.parametrize("script, game", TRACED)
 def test_every_setting_is_read(script, game):
-    """By `train` or `evaluate`, but for those that `main` reads."""
+    """By `train` or `evaluate`, but for those that `main` or `make_config` reads."""
     _, read = trace(script, game)
     names = {field.name for field in dataclasses.fields(SCRIPTS[script].Config)}
-    assert names - read == {"game", "seed", "num_seeds"}
+    others = {"game", "seed", "num_seeds"}
+    if script == "meva":
+        others.add("preset")
+    assert names - read == others
 
 
 OTHER_VALUES = {
