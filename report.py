@@ -1049,8 +1049,8 @@ OF_COLAS_AUTHORS = {
     ),
 }
 RUNS_OF_COLA = [noted.run for noted in OF_COLAS_AUTHORS.values()]
-JUDGED_ON = 65_536  # policies from U(-7, 7), in batches as large as these
-BATCH = 256
+JUDGED_ON = 65_536  # policies from U(-7, 7)
+BATCH = 256  # of which means are compared
 
 
 class Judged(NamedTuple):
@@ -1073,7 +1073,7 @@ def judge_each(gradient: Callable, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         distance = cola.consistency_of(gradient, ULTIMATUM.f, x, COLAS_ALPHA)
         return gradient(x)[:, 0], distance
 
-    return jax.vmap(at_point)(x)
+    return jax.lax.map(at_point, x, batch_size=8192)  # at once jax 0.10.2 hangs
 
 
 def judge(gradient: Callable) -> Judged:
