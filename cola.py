@@ -38,12 +38,11 @@ results/paper/ has their numbers beside ours.
 On the IPD both players defect at alpha = 0, a return of -2 each, and cooperate at
 alpha = 10, -1.04 each. They can be exploited: a best response to these policies gets
 -.96, and leaves them -1.6. With Eq. 4 itself (`--variant joint`: one's own step counts
-as well) they cooperate at alpha = 5, and at 10 a best response gets no more than they.
-On the Logistic Game, of a grid of starting points a half leads to B, the better of two
-stable solutions, at alpha = 0. At alpha = 10 it is 62 %, and 72 % with Eq. 4: more of
-the points near the edges and near the origin do. A run prints a table and writes
-results/cola_GAME.npz and figures/cola_GAME.png, which also shows how consistent the
-model is.
+as well) they cooperate at alpha = 5. On the Logistic Game, of a grid of starting points
+a half leads to B, the better of two stable solutions, at alpha = 0. At alpha = 10 it is
+62 %: more of the points near the edges and near the origin do. With Eq. 4 it is 72 %.
+A run prints a table and writes results/cola_GAME.npz and figures/cola_GAME.png, which
+also shows how consistent the model is.
 """
 
 import argparse
@@ -134,8 +133,8 @@ class Config:
     last_activation: str = flag("gelu", "last nonlinearity", choices=["gelu", "tanh"])
     share_params: bool = switch(True, "one parameter set for both players")
     # --- Training (App. B) ---
-    alpha_min: float = flag(0.0, "train for look-ahead steps from this", 0, 1e30)
-    alpha_max: float = flag(10.0, "... to this", 1e-30, 1e30)
+    alpha_min: float = flag(0.0, "smallest look-ahead step to train for", 0, 1e30)
+    alpha_max: float = flag(10.0, "largest look-ahead step", 1e-30, 1e30)
     outer_steps: int = flag(10_000, "steps of training", 1, 1_000_000)
     batch_size: int = flag(128, "joint policies in a step", 1, 65_536)
     train_extent: float = flag(
@@ -358,7 +357,7 @@ def cola_gradient(params, game: Game, x: jax.Array, alpha) -> jax.Array:
     return jnp.stack([row_1, row_2])
 
 
-# --- COLA's equation (App. B) ---------------------------------------------------------
+# --- COLA's equation (App. B; Eq. 4) --------------------------------------------------
 
 
 def both_sides(
@@ -420,26 +419,6 @@ def consistency_loss(
     if semi_gradient:
         right = jax.lax.stop_gradient(right)
     return ((left - right) ** 2).sum()
-
-
-def consistency_of(gradient, f, x: jax.Array, alpha) -> jax.Array:
-    """The same squared distance for any rule's update direction in place of g. ().
-
-    Args:
-      gradient: x -> (2, n), the direction, differentiable.
-      f: the game, (2, n) -> (2,).
-      x: joint policy, (2, n).
-      alpha: look-ahead step of both players, ().
-    """
-
-    def surrogate(own, player):
-        before = x.at[player].set(own)
-        after = before + alpha * gradient(before)
-        return f(after.at[player].set(own))[player]
-
-    right_1 = jax.grad(surrogate)(x[0], 0)
-    right_2 = jax.grad(surrogate)(x[1], 1)
-    return ((gradient(x) - jnp.stack([right_1, right_2])) ** 2).sum()
 
 
 # --- Training -------------------------------------------------------------------------
@@ -581,7 +560,8 @@ def evaluate_consistency(
     Returns:
       "consistency", (point,), the loss; "squared_norm", (point,), |g|^2;
       "hola_consistency", (order, point), the loss with HOLA(n) put in for g, which is
-      the squared distance from HOLA(n) to HOLA(n + 1), for all orders but the last; and
+      the squared distance from HOLA(n) to HOLA(n + 1) (App. B, whatever the variant is),
+      for all orders but the last; and
       "hola_cosine", (order, point), the cosine between g and HOLA(n). A point is a
       joint policy.
     """

@@ -23,7 +23,8 @@ and player 2 likewise.
 
 This exact form is the default. Foerster et al.'s is `--variant taylor-stop`; `joint`
 is the paper's Eq. 2, in which player 1 imagines a naive step of its own as well, as in
-Meta-MAPG (Kim et al., 2021). Its agents cooperate less, and are exploited less.
+Meta-MAPG (Kim et al., 2021). At alpha = 10 its agents cooperate less on the IPD, -1.4,
+and a best response gets less than they do. On the Logistic Game they stop elsewhere.
 
 On the IPD both players defect at alpha = 0, a return of -2 each. Around alpha = 10 they
 cooperate, and get -1.2; two players who always cooperate get -1. A best response to

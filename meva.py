@@ -24,6 +24,7 @@ grad U, with f not normalised, as in Algorithm 1.
 
     python meva.py --game ipd          one model, for Fig. 3a: 4 to 20 minutes, 2 cores
     python meva.py --game logistic     one model, for Fig. 2: a minute or two
+    python meva.py --game ipd --preset reliable      an eighth of the training
     python meva.py --game logistic --outer-steps 50 --eval-gammas 0.95   barely trained
 
 The other player in training is MeVa as well. With --opponent it is a naive learner or

@@ -1066,11 +1066,31 @@ def policies_of_colas_authors() -> np.ndarray:
     return draw.uniform(-7, 7, (JUDGED_ON, 2, 1))
 
 
+def consistency_of(gradient, f, x: jax.Array, alpha) -> jax.Array:
+    """The squared distance between both sides of COLA's equation (App. B), of a rule. ().
+
+    Args:
+      gradient: x -> (2, n), the rule's update direction, differentiable.
+      f: the game, (2, n) -> (2,).
+      x: joint policy, (2, n).
+      alpha: look-ahead step of both players, ().
+    """
+
+    def surrogate(own, player):
+        before = x.at[player].set(own)
+        after = before + alpha * gradient(before)
+        return f(after.at[player].set(own))[player]
+
+    right_1 = jax.grad(surrogate)(x[0], 0)
+    right_2 = jax.grad(surrogate)(x[1], 1)
+    return ((gradient(x) - jnp.stack([right_1, right_2])) ** 2).sum()
+
+
 def judge_each(gradient: Callable, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The two arrays of `Judged`, of a rule on Ultimatum at policies (point, 2, 1)."""
 
     def at_point(x):
-        distance = cola.consistency_of(gradient, ULTIMATUM.f, x, COLAS_ALPHA)
+        distance = consistency_of(gradient, ULTIMATUM.f, x, COLAS_ALPHA)
         return gradient(x)[:, 0], distance
 
     return jax.lax.map(at_point, x, batch_size=8192)  # at once jax 0.10.2 hangs

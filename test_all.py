@@ -2073,7 +2073,7 @@ def test_consistency_of_a_rule_is_the_distance_from_what_it_looks_ahead_to():
         return lambda x: 0.7 * np.asarray(rule(x))[1 - i]
 
     with jax.enable_x64(True):
-        found = cola.consistency_of(rule, CUBIC.f, jnp.array(X), 0.7)
+        found = report.consistency_of(rule, CUBIC.f, jnp.array(X), 0.7)
         expected = 0.0
         for i in (0, 1):
             right = look_ahead_by_differences(cubic, i, X, change_of(i))
@@ -2083,7 +2083,7 @@ def test_consistency_of_a_rule_is_the_distance_from_what_it_looks_ahead_to():
         config = cola.make_config(CUBIC, **SMALL_COLA)
         params = cola.model_init(jax.random.key(1), CUBIC, config)
         model = partial(cola.cola_gradient, params, CUBIC, alpha=0.7)
-        found = cola.consistency_of(model, CUBIC.f, jnp.array(X), 0.7)
+        found = report.consistency_of(model, CUBIC.f, jnp.array(X), 0.7)
         loss = cola.consistency_loss(params, CUBIC, X, 0.7)
         np.testing.assert_allclose(found, loss, rtol=1e-12)
 
@@ -6028,7 +6028,12 @@ def test_colas_consistency_beside_its_authors(own, factor, less, verdicts, monke
 
 
 @slow
-def test_colas_numbers_stand_beside_those_of_its_authors():
+def test_colas_numbers_stand_beside_those_of_its_authors(monkeypatch):
+    """On few policies; those of the pages are checked with the pages."""
+    policies = report.policies_of_colas_authors()[:512]
+    monkeypatch.setattr(report, "policies_of_colas_authors", lambda: policies)
+    judge_rules = functools.cache(report.judge_rules.__wrapped__)
+    monkeypatch.setattr(report, "judge_rules", judge_rules)
     runs, missing = plots.find(report.RUNS_OF_COLA, [ROOT / "results/paper"])
     assert not missing
     page = report.table_of_colas_claims(runs)
