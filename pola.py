@@ -105,7 +105,7 @@ class Config:
     beta: float = flag(0.004, "price of a unit of divergence", 0, 1e30)
     climb_steps: int = flag(1000, "gradients of a climb, at most", 1, 10_000_000)
     climb_tolerance: float = flag(
-        1e-4, "a climb ends before a step that changes no parameter by more", 0, 1e30
+        3e-4, "a climb ends before a step that is shorter, measured by D", 0, 1e30
     )
     eval_pairs: int = flag(64, "policy pairs for each alpha and seed", 1, 100_000)
     eval_steps: int = flag(20, "steps that policies are followed for", 1, 1_000_000)
@@ -169,39 +169,67 @@ def pola_objective(f, x: jax.Array, i: int, own: jax.Array, alpha, beta, distanc
     return f(imagined)[i] - beta * distance(x, joint)[i]
 
 
-def climb(objective, start: jax.Array, steps: int, tolerance: float) -> jax.Array:
-    """Gradient ascent from `start`, (n,), to a maximum of the objective, (n,) -> ().
+DAMPING = 1e-4  # see `natural_gradient`
+
+
+def natural_gradient(distance, x: jax.Array, slope: jax.Array) -> jax.Array:
+    """The way uphill that gains most for the distance that it goes (Amari, 1998). (n,).
+
+        (H + DAMPING)^-1 slope, with H the Hessian of distance(x, y) by y, at y = x
+
+    For tables H has p (1 - p) on its diagonal, p the chances of C, and is 0 elsewhere.
+    The damping keeps steps finite where p is 0 or 1. Conjugate gradients solve this for
+    networks, too. They take as many iterations as there are observations, 5 where
+    policies see one round. After fewer they still lead uphill.
+    """
+
+    def product(vector):  # (H + DAMPING) vector
+        gradient = jax.grad(lambda y: distance(x, y))
+        return jax.jvp(gradient, (x,), (vector,))[1] + DAMPING * vector
+
+    return jax.scipy.sparse.linalg.cg(product, slope, maxiter=5)[0]
+
+
+def climb(objective, distance, start: jax.Array, steps: int, tolerance) -> jax.Array:
+    """Ascent by natural gradients from `start`, (n,), to a top of the objective. (n,).
 
     A step after which the slope points back has passed a top. It is not taken, and the
     next is half as long; otherwise the next is twice as long. So no step size needs to
     be found. Only slopes are compared: near a top values differ by less than rounding.
-    It ends after so many gradients, `steps`, or if the next step would change no
-    parameter by more than `tolerance`. (Zhao et al. have fixed step sizes, and stop
-    when policies do not change.)
+    It ends after so many gradients, `steps`, or before a step shorter than `tolerance`.
+    (Zhao et al. follow plain gradients with fixed step sizes. Those take thousands where
+    policies are almost certain or skewed; here a hundred mostly do.)
+
+    Args:
+      objective: what is to be maximised, (n,) -> ().
+      distance: of two policies, (n,), (n,) -> (). A step's length is the square root of
+        twice the distance that it goes.
     """
 
     def goes_on(state):
-        _, slope, size, count = state
-        next_step = size * jnp.abs(slope).max()
-        return (count == 0) | ((count < steps) & (next_step > tolerance))
+        _, slope, direction, size, count = state
+        length = size * jnp.sqrt((direction * slope).sum())
+        return (count == 0) | ((count < steps) & (length > tolerance))
 
     def move(state):
-        x, slope, size, count = state
-        ahead = x + size * slope
+        x, slope, direction, size, count = state
+        ahead = x + size * direction
         slope_ahead = jax.grad(objective)(ahead)
-        onward = (slope * slope_ahead).sum() >= 0  # not if it is not a number
+        onward = (direction * slope_ahead).sum() >= 0  # not if it is not a number
         x = jnp.where(onward, ahead, x)
         slope = jnp.where(onward, slope_ahead, slope)
+        direction = natural_gradient(distance, x, slope)
         size = jnp.where(onward, 2 * size, size / 2)
-        return x, slope, size, count + 1
+        return x, slope, direction, size, count + 1
 
     # The first move stays at the start and finds its slope: a gradient less to compile.
-    state = (start, jnp.zeros_like(start), jnp.array(0.5, start.dtype), 0)
+    nowhere = jnp.zeros_like(start)
+    state = (start, nowhere, nowhere, jnp.array(0.5, start.dtype), 0)
     return jax.lax.while_loop(goes_on, move, state)[0]
 
 
 def pola_step(
-    f, x: jax.Array, alpha, beta, distance, steps: int = 1000, tolerance: float = 1e-4
+    f, x: jax.Array, alpha, beta, distance, steps: int = 1000, tolerance: float = 3e-4
 ) -> jax.Array:
     """The policies that follow x: row i climbs from x_i to a top of `pola_objective`.
 
@@ -213,7 +241,8 @@ def pola_step(
       beta: price of a unit of distance, in units of return. The larger it is, the
         smaller are steps.
       distance: D, from x to other joint policies, (2, n), (2, n) -> (2,), such as
-        `partial(divergence, game)`.
+        `partial(divergence, game)`. Twice differentiable, and least where they are
+        equal.
       steps, tolerance: when to stop, see `climb`.
 
     Returns:
@@ -227,7 +256,10 @@ def pola_step(
         def objective(own):
             return pola_objective(f, x, i, own, alphas[i], beta, distance)
 
-        return climb(objective, x[i], steps, tolerance)
+        def own_distance(old, new):
+            return distance(x.at[i].set(old), x.at[i].set(new))[i]
+
+        return climb(objective, own_distance, x[i], steps, tolerance)
 
     return jnp.stack([next_policy(0), next_policy(1)])
 

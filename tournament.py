@@ -78,6 +78,7 @@ from plots import (
 )
 
 TRIALS = 1024
+BATCH = 16  # trials at a time: where POLA climbs, all of a batch wait for the longest
 SCRIPTS = {"cola": cola, "maml": maml, "meva": meva, "mfos": mfos}  # that train
 TRAINED = (  # script-opponent
     "cola",
@@ -165,10 +166,10 @@ def untrained(game: Game, protocol: Protocol) -> dict[str, Contestant]:
     def follow_pola(x):
         # A unit of divergence costs what half a squared distance costs LOLA, 1 / lr. So
         # a short step is LOLA's divided by p (1 - p), p the chance of C: 4 to 40 times
-        # as long. 30 gradients do not bring a climb to its top, and 1000 do mostly.
+        # as long.
         distance = partial(pola.divergence, game)
         beta = 1 / protocol.lr
-        return pola.pola_step(f, x, alpha, beta, distance, steps=30, tolerance=1e-3)
+        return pola.pola_step(f, x, alpha, beta, distance)
 
     return {
         "naive": Contestant(follow_naive),
@@ -335,7 +336,12 @@ def play_pair(
             return jnp.stack(rows)
 
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(1)))(those)
-        return jax.vmap(lambda x, key: follow(step, x, steps, key))(x, keys)
+
+        def last_of(trial):
+            x, key = trial
+            return follow(step, x, steps, key)
+
+        return jax.lax.map(last_of, (x, keys), batch_size=BATCH)
 
     ends = jax.lax.map(of_pair, (pairs, trials))  # (pair, share, 2, n)
     ends = ends.swapaxes(0, 1).reshape(-1, 2, game.n)[: len(starts)]
