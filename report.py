@@ -1066,8 +1066,9 @@ def policies_of_colas_authors() -> np.ndarray:
     return draw.uniform(-7, 7, (JUDGED_ON, 2, 1))
 
 
-def consistency_of(gradient, f, x: jax.Array, alpha) -> jax.Array:
-    """The squared distance between both sides of COLA's equation (App. B), of a rule. ().
+def sides_of_equation(gradient, f, x: jax.Array, alpha) -> tuple[jax.Array, jax.Array]:
+    """Both sides of COLA's equation (App. B), of a rule: its direction, and the gradient
+    of what each player gets after the other's step in that direction. (2, n), (2, n).
 
     Args:
       gradient: x -> (2, n), the rule's update direction, differentiable.
@@ -1076,22 +1077,22 @@ def consistency_of(gradient, f, x: jax.Array, alpha) -> jax.Array:
       alpha: look-ahead step of both players, ().
     """
 
-    def surrogate(own, player):
-        before = x.at[player].set(own)
-        after = before + alpha * gradient(before)
-        return f(after.at[player].set(own))[player]
+    def surrogates(x):
+        direction = gradient(x)
+        after = x + alpha * direction
+        returns = [f(after.at[i].set(x[i]))[i] for i in (0, 1)]
+        return jnp.stack(returns), direction
 
-    right_1 = jax.grad(surrogate)(x[0], 0)
-    right_2 = jax.grad(surrogate)(x[1], 1)
-    return ((gradient(x) - jnp.stack([right_1, right_2])) ** 2).sum()
+    slopes, left = jax.jacfwd(surrogates, has_aux=True)(x)  # (2, 2, n), (2, n)
+    return left, jnp.stack([slopes[0, 0], slopes[1, 1]])
 
 
 def judge_each(gradient: Callable, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The two arrays of `Judged`, of a rule on Ultimatum at policies (point, 2, 1)."""
 
     def at_point(x):
-        distance = consistency_of(gradient, ULTIMATUM.f, x, COLAS_ALPHA)
-        return gradient(x)[:, 0], distance
+        left, right = sides_of_equation(gradient, ULTIMATUM.f, x, COLAS_ALPHA)
+        return left[:, 0], ((left - right) ** 2).sum()
 
     return jax.lax.map(at_point, x, batch_size=8192)  # at once jax 0.10.2 hangs
 

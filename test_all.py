@@ -2115,27 +2115,26 @@ def test_both_sides_are_equal_where_colas_equation_is_solved(monkeypatch, varian
         cola.both_sides((None, None), game, x, a, "taylor")
 
 
-def test_consistency_of_a_rule_is_the_distance_from_what_it_looks_ahead_to():
-    """By finite differences; and a model's by itself is its loss."""
+def test_both_sides_of_colas_equation_of_a_rule():
+    """By finite differences; and a model's squared distance is its loss."""
     rule = partial(sos.sos_gradient, CUBIC.f, alpha=0.3)
 
     def change_of(i):
         return lambda x: 0.7 * np.asarray(rule(x))[1 - i]
 
     with jax.enable_x64(True):
-        found = report.consistency_of(rule, CUBIC.f, jnp.array(X), 0.7)
-        expected = 0.0
+        left, right = report.sides_of_equation(rule, CUBIC.f, jnp.array(X), 0.7)
+        np.testing.assert_allclose(left, rule(X), rtol=1e-12)
         for i in (0, 1):
-            right = look_ahead_by_differences(cubic, i, X, change_of(i))
-            expected += ((np.asarray(rule(X))[i] - right) ** 2).sum()
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+            expected = look_ahead_by_differences(cubic, i, X, change_of(i))
+            np.testing.assert_allclose(right[i], expected, rtol=1e-6)
 
         config = cola.make_config(CUBIC, **SMALL_COLA)
         params = cola.model_init(jax.random.key(1), CUBIC, config)
         model = partial(cola.cola_gradient, params, CUBIC, alpha=0.7)
-        found = report.consistency_of(model, CUBIC.f, jnp.array(X), 0.7)
+        left, right = report.sides_of_equation(model, CUBIC.f, jnp.array(X), 0.7)
         loss = cola.consistency_loss(params, CUBIC, X, 0.7)
-        np.testing.assert_allclose(found, loss, rtol=1e-12)
+        np.testing.assert_allclose(((left - right) ** 2).sum(), loss, rtol=1e-12)
 
 
 def drawn_by(key, count, extent):
