@@ -17,11 +17,13 @@ policy maximises over y_1
     f_1(y_1, x_2 + alpha d/dx_2 f_2(y_1, x_2)) - beta D(x_1, y_1),
 
 and player 2's likewise. D(x_1, y_1) is the sum over observations of KL(policy of x_1 ||
-policy of y_1). LOLA takes one gradient step on the first term, measured in parameters.
-Here policies climb to the top of the whole, whose price is on what they do: where there
-is one top, and the climb gets there, player 1's new policy does not depend on how it is
-parametrised. (It does on how player 2 is, whose imagined step is naive. In full POLA
-that is proximal, too.) A minute on one core, and tit-for-tat:
+policy of y_1). LOLA takes one gradient step on the first term, and how far it goes is
+measured in parameters. Here policies climb to the top of the whole, and how far they go
+is measured by D, in what they do. So where there is one top, and the climb gets there,
+player 1's new policy does not depend on how it is parametrised. (It does on how player
+2 is, whose imagined step is naive. In full POLA that is proximal, too.)
+
+The first command takes a minute on one core; in the second pairs find tit-for-tat:
 
     python pola.py --game ipd --quick
     python pola.py --game contribution --alphas 50 100 125 --eval-steps 10
@@ -31,9 +33,11 @@ On the IPD everybody defects (-2) up to alpha = 5, and cooperates most around 20
 tit-for-tat within two steps, and with `--game contribution+mlp --alphas 6.25 --beta
 .0052` those of networks do. Much later many lose it again.
 
-These are settings of the authors' code (github.com/Silent-Zebra/POLA), whose returns
-are not multiplied by 1 - discount: at .96 alpha here is 25 times theirs, and beta
-theirs over 25. A run writes results/pola_GAME.npz and figures/pola_GAME.png.
+The settings of the second command are those of the authors' code, github.com/
+Silent-Zebra/POLA. Returns are not multiplied by 1 - discount there: at .96 alpha here
+is 25 times theirs, and beta theirs over 25.
+
+A run writes results/pola_GAME.npz and figures/pola_GAME.png.
 """
 
 import argparse
@@ -98,14 +102,14 @@ class Config:
     )
     seed: int = flag(0, "first random seed", 0, 2**31 - 1)
     num_seeds: int = flag(1, "number of seeds: seed, seed + 1, ...", 1, 1000)
-    lr: float = flag(20.0, "step size of naive learners; POLA has none", 0, 1e30)
+    lr: float = flag(20.0, "step size of the naive learners beside POLA", 0, 1e30)
     alphas: tuple = flag(
         GAMES["ipd"].alphas, "imagined steps", 0, 1e30, type=float, nargs="+"
     )
     beta: float = flag(0.004, "price of a unit of divergence", 0, 1e30)
-    climb_steps: int = flag(1000, "gradients of a climb, at most", 1, 10_000_000)
+    climb_steps: int = flag(1000, "gradients of a climb, at most", 2, 10_000_000)
     climb_tolerance: float = flag(
-        3e-4, "a climb ends before a step that is shorter, measured by D", 0, 1e30
+        3e-4, "a climb ends before a shorter step: see `climb`", 0, 1e30
     )
     eval_pairs: int = flag(64, "policy pairs for each alpha and seed", 1, 100_000)
     eval_steps: int = flag(20, "steps that policies are followed for", 1, 1_000_000)
@@ -173,14 +177,15 @@ DAMPING = 1e-4  # see `natural_gradient`
 
 
 def natural_gradient(distance, x: jax.Array, slope: jax.Array) -> jax.Array:
-    """The way uphill that gains most for the distance that it goes (Amari, 1998). (n,).
+    """The direction that gains most for a short distance (Amari, 1998). (n,).
 
         (H + DAMPING)^-1 slope, with H the Hessian of distance(x, y) by y, at y = x
 
     For tables H has p (1 - p) on its diagonal, p the chances of C, and is 0 elsewhere.
-    The damping keeps steps finite where p is 0 or 1. Conjugate gradients solve this for
-    networks, too. They take as many iterations as there are observations, 5 where
-    policies see one round. After fewer they still lead uphill.
+    The damping keeps steps finite where p is 0 or 1. The equation is solved by conjugate
+    gradients, without the matrix. Five iterations do where policies see one round: they
+    have five observations, so that H has rank 5 at most, also of networks. Policies
+    that see more rounds get an approximation, which still leads uphill.
     """
 
     def product(vector):  # (H + DAMPING) vector
@@ -193,17 +198,19 @@ def natural_gradient(distance, x: jax.Array, slope: jax.Array) -> jax.Array:
 def climb(objective, distance, start: jax.Array, steps: int, tolerance) -> jax.Array:
     """Ascent by natural gradients from `start`, (n,), to a top of the objective. (n,).
 
-    A step after which the slope points back has passed a top. It is not taken, and the
-    next is half as long; otherwise the next is twice as long. So no step size needs to
-    be found. Only slopes are compared: near a top values differ by less than rounding.
-    It ends after so many gradients, `steps`, or before a step shorter than `tolerance`.
-    (Zhao et al. follow plain gradients with fixed step sizes. Those take thousands where
-    policies are almost certain or skewed; here a hundred mostly do.)
+    If a step leads to where the slope points back, against the step, it has passed a
+    top. It is not taken, and the next is half as long. Otherwise it is taken, and the
+    next is twice as long. So no step size needs to be found. Values are not compared:
+    near a top they differ by less than rounding. (Zhao et al. follow plain gradients
+    with fixed step sizes. Where policies are almost certain or skewed that takes
+    thousands of gradients; here some hundred do.)
 
     Args:
       objective: what is to be maximised, (n,) -> ().
-      distance: of two policies, (n,), (n,) -> (). A step's length is the square root of
-        twice the distance that it goes.
+      distance: of one's own policies, old and new, (n,), (n,) -> ().
+      steps: it ends after so many gradients. The first is that at the start.
+      tolerance: it ends before a step shorter than this. The length of a step is
+        about the square root of twice its distance.
     """
 
     def goes_on(state):
@@ -215,14 +222,14 @@ def climb(objective, distance, start: jax.Array, steps: int, tolerance) -> jax.A
         x, slope, direction, size, count = state
         ahead = x + size * direction
         slope_ahead = jax.grad(objective)(ahead)
-        onward = (direction * slope_ahead).sum() >= 0  # not if it is not a number
+        onward = (direction * slope_ahead).sum() >= 0  # False if the slope is NaN
         x = jnp.where(onward, ahead, x)
         slope = jnp.where(onward, slope_ahead, slope)
         direction = natural_gradient(distance, x, slope)
         size = jnp.where(onward, 2 * size, size / 2)
         return x, slope, direction, size, count + 1
 
-    # The first move stays at the start and finds its slope: a gradient less to compile.
+    # The first move goes nowhere and finds the slope there.
     nowhere = jnp.zeros_like(start)
     state = (start, nowhere, nowhere, jnp.array(0.5, start.dtype), 0)
     return jax.lax.while_loop(goes_on, move, state)[0]
