@@ -98,6 +98,7 @@ RULES = {  # of the figure of kinds of policies: the first part of the run's nam
     "grid": "LOLA",
     "small": "LOLA, lr / 10",
     "hola": "HOLA(2)",
+    "pola": "POLA",
     "cola": "COLA",
     "meva": "MeVa",
 }
