@@ -151,6 +151,17 @@ RUNS = {
     "mfos-lola_4096_ipd": "mfos.py --game ipd --num-seeds 2 --opponent lola",
     "mfos-self_4096_ipd": "mfos.py --game ipd --num-seeds 2 --opponent self",
     "mfos_1024_ipd": "mfos.py --game ipd --batch-size 1024 --num-seeds 3",
+    # COALA's agents in pools with naive learners, and (alone) among themselves.
+    "coala_ipd": "coala.py --game ipd --num-seeds 32",
+    "coala_ipd+discount=0.95": "coala.py --game ipd+discount=0.95 --num-seeds 32",
+    "coala_ipd+discount=0.999": "coala.py --game ipd+discount=0.999 --num-seeds 32",
+    "alone_ipd": "coala.py --game ipd --num-seeds 32 --share 0",
+    "alone_ipd+discount=0.95": (
+        "coala.py --game ipd+discount=0.95 --num-seeds 32 --share 0"
+    ),
+    "alone_ipd+discount=0.999": (
+        "coala.py --game ipd+discount=0.999 --num-seeds 32 --share 0"
+    ),
     # The same on a GPU.
     "naive_gpu_ipd": "naive.py --game ipd",
     "lola_gpu_ipd": "lola.py --game ipd",
@@ -1263,6 +1274,98 @@ CLAIMS_OF_COLA = [  # as `CLAIMS`
     (cola_offers_half, ["cola_ultimatum"]),
     (hola_offers_half_at_times, ["hola_ultimatum"]),
     (cola_is_consistent, ["cola_ultimatum"]),
+]
+
+# --- Claims of COALA's authors --------------------------------------------------------
+#
+# Meulemans et al. (2024) have 32 seeds, and show their quartiles. Their text has a
+# discount of .95, their appendix one of .999. A pair is the two agents of a seed.
+
+COALAS_DISCOUNTS = (0.95, 0.999)
+RUNS_OF_COALA = [
+    "coala_ipd",
+    "coala_ipd+discount=0.95",
+    "coala_ipd+discount=0.999",
+    "alone_ipd",
+    "alone_ipd+discount=0.95",
+    "alone_ipd+discount=0.999",
+]
+COOPERATES, DEFECTS = -1.2, -1.9  # a pair that gets more, less (CC pays -1, DD -2)
+
+
+def pairs_of_coala(results: Results) -> np.ndarray:
+    """Mean return of both agents of each pair with each other, (seed,)."""
+    (returns,) = results["self_play"]  # there is one setting
+    return returns.mean(axis=(1, 2))
+
+
+def quartiles(samples: np.ndarray) -> str:
+    """The median of samples, and the quartiles."""
+    low, middle, high = np.quantile(samples, (0.25, 0.5, 0.75))
+    return f"median {middle:.3f}, quartiles {low:.3f} and {high:.3f}"
+
+
+def coala_cooperates_in_mixed_pools(*mixed: Results) -> list[Claim]:
+    returns = np.array([pairs_of_coala(results) for results in mixed])
+    words = []
+    for results, each in zip(mixed, returns, strict=True):
+        count = (each > COOPERATES).sum()
+        game = results["config"]["game"]
+        words.append(f"{game}: {count} of {each.size}, {quartiles(each)}")
+    claim = Claim(
+        "",
+        "in pools of agents and naive learners agents learn to cooperate",
+        "the mean return of both agents with each other is more than -1.2, in every "
+        "pair at both discounts",
+        returns > COOPERATES,
+        "; ".join(words),
+    )
+    return [claim]
+
+
+def coala_defects_among_agents(*alone: Results) -> list[Claim]:
+    returns = np.array([pairs_of_coala(results) for results in alone])
+    words = []
+    for results, each in zip(alone, returns, strict=True):
+        count = (each < DEFECTS).sum()
+        game = results["config"]["game"]
+        words.append(f"{game}: {count} of {each.size}, {quartiles(each)}")
+    claim = Claim(
+        "",
+        "in pools of agents alone agents learn to defect",
+        "the mean return of both agents with each other is less than -1.9, in every "
+        "pair at both discounts (this is naive learning)",
+        returns < DEFECTS,
+        "; ".join(words),
+    )
+    return [claim]
+
+
+def coala_by_discount(*runs: Results) -> list[Claim]:
+    count = len(COALAS_DISCOUNTS)
+    holds = []
+    words = []
+    for i, discount in enumerate(COALAS_DISCOUNTS):
+        mixed, alone = pairs_of_coala(runs[i]), pairs_of_coala(runs[count + i])
+        cooperate = np.quantile(mixed, 0.25) > COOPERATES
+        defect = np.quantile(alone, 0.75) < DEFECTS
+        holds.append(cooperate and defect)
+        words.append(f"{discount:g}: {'yes' if holds[-1] else 'no'}")
+    claim = Claim(
+        "",
+        "both at once: mixed pools cooperate, and agents alone defect",
+        "the lower quartile of pairs gets more than -1.2 in mixed pools, and the upper "
+        "one less than -1.9 among agents, at each of both discounts",
+        holds,
+        "at a discount of " + ", ".join(words),
+    )
+    return [claim]
+
+
+CLAIMS_OF_COALA = [  # as `CLAIMS`
+    (coala_cooperates_in_mixed_pools, RUNS_OF_COALA[1:3]),
+    (coala_defects_among_agents, RUNS_OF_COALA[4:6]),
+    (coala_by_discount, [*RUNS_OF_COALA[1:3], *RUNS_OF_COALA[4:6]]),
 ]
 
 # --- The list of claims ---------------------------------------------------------------
