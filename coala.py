@@ -107,7 +107,7 @@ class Config:
     learner_steps: int = flag(10, "steps M that a naive learner takes", 1, 1000)
     share: float = flag(0.5, "share p of naive learners among the others", 0, 1)
     outer_steps: int = flag(4000, "steps of AdamW", 1, 1_000_000)
-    batch_size: int = flag(64, "naive learners of an agent in a step", 1, 65_536)
+    batch_size: int = flag(16, "naive learners of an agent in a step", 1, 65_536)
     model_lr: float = flag(0.005, "learning rate of AdamW", 0, 1e30)
     eval_pairs: int = flag(256, "random opponents in the evaluation", 1, 100_000)
     eval_steps: int = flag(500, "steps of learners in the evaluation", 1, 1_000_000)
@@ -129,7 +129,7 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     if played.planar:
         settings.update(eval_pairs=32, eval_steps=200)
     if quick:
-        settings.update(outer_steps=1000, batch_size=16, eval_pairs=16)
+        settings.update(outer_steps=1000, eval_pairs=16)
     settings.update(changes)
     return Config(**settings)
 

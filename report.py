@@ -1475,12 +1475,12 @@ def list_of_criteria(runs: dict[str, Results], claims: list = CLAIMS) -> str:
     return "\n\n".join(parts)
 
 
-def table_of_colas_claims(runs: dict[str, Results]) -> str:
-    """The claims of COLA's authors with verdicts and our main number."""
+def table_of_authors_claims(authors: str, claims: list, runs: dict) -> str:
+    """The claims of others than the paper, with verdicts and our main number."""
     rows = []
-    for claim, _ in all_claims(runs, CLAIMS_OF_COLA):
+    for claim, _ in all_claims(runs, claims):
         rows.append((claim.sentence, verdict(claim.holds), claim.evidence))
-    return table(("COLA's authors", "holds", "here"), rows)
+    return table((authors, "holds", "here"), rows)
 
 
 FRONT = (  # the claims on the front page
@@ -1584,6 +1584,13 @@ ALGORITHMS = {
         "a learned initial policy, then naive steps",
         "maml_ipd",
         "1 to 2 min",
+    ),
+    "coala": Algorithm(
+        "COALA",
+        "Meulemans et al. 2024",
+        "a learned policy that naive learners adapt to",
+        "coala_ipd",
+        "1 min",
     ),
     "mfos": Algorithm(
         "M-FOS",
@@ -2037,6 +2044,37 @@ def table_of_colas_numbers(runs: dict[str, Results]) -> str:
     return table(heading, rows)
 
 
+def table_of_coalas_pools(runs: dict[str, Results]) -> str:
+    """COALA's agents on the IPD by discount, in mixed pools and among themselves.
+
+    Medians and quartiles over pairs, or over the agents of all pairs.
+    """
+    rows = []
+    for results in runs.values():
+        config = results["config"]
+        own = pairs_of_coala(results)
+        beside = results["versus_naive"][0].mean(axis=1)  # (seed, 2), player 1's agent
+        cooperate, defect = (own > COOPERATES).sum(), (own < DEFECTS).sum()
+        row = [
+            f"`{config['game']}`",
+            f"{config['share']:g}",
+            f"{cooperate} and {defect} of {own.size}",
+            quartiles(own),
+            quartiles(beside[:, 0]),
+            quartiles(beside[:, 1]),
+        ]
+        rows.append(row)
+    heading = (
+        "",
+        "share of learners",
+        "pairs that cooperate and defect",
+        "a pair",
+        "an agent beside a naive learner",
+        "that learner",
+    )
+    return table(heading, rows)
+
+
 def table_of_tournament(runs: dict[str, Results]) -> str:
     """All tables of a tournament."""
     (results,) = runs.values()
@@ -2115,10 +2153,21 @@ TABLES = {
     "games": Table(
         table_of_games, [name for name in RUNS if name.startswith("games/")]
     ),
-    "cola_claims": Table(table_of_colas_claims, RUNS_OF_COLA),
+    "cola_claims": Table(
+        partial(table_of_authors_claims, "COLA's authors", CLAIMS_OF_COLA),
+        RUNS_OF_COLA,
+    ),
     "cola_numbers": Table(table_of_colas_numbers, RUNS_OF_COLA),
     "cola_criteria": Table(
         partial(list_of_criteria, claims=CLAIMS_OF_COLA), RUNS_OF_COLA
+    ),
+    "coala_claims": Table(
+        partial(table_of_authors_claims, "COALA's authors", CLAIMS_OF_COALA),
+        RUNS_OF_COALA,
+    ),
+    "coala_numbers": Table(table_of_coalas_pools, RUNS_OF_COALA),
+    "coala_criteria": Table(
+        partial(list_of_criteria, claims=CLAIMS_OF_COALA), RUNS_OF_COALA
     ),
     "tournament_ipd": Table(table_of_tournament, ["tournament_ipd"]),
     "tournament_imp": Table(table_of_tournament, ["tournament_imp"]),

@@ -6223,7 +6223,8 @@ def test_colas_numbers_stand_beside_those_of_its_authors(monkeypatch):
     monkeypatch.setattr(report, "judge_rules", judge_rules)
     runs, missing = plots.find(report.RUNS_OF_COLA, [ROOT / "results/paper"])
     assert not missing
-    page = report.table_of_colas_claims(runs)
+    make = partial(report.table_of_authors_claims, "COLA's authors")
+    page = make(report.CLAIMS_OF_COLA, runs)
     criteria = report.list_of_criteria(runs, report.CLAIMS_OF_COLA)
     claims = [claim for claim, _ in report.all_claims(runs, report.CLAIMS_OF_COLA)]
     assert len(claims) == 7
