@@ -1305,38 +1305,38 @@ def quartiles(samples: np.ndarray) -> str:
     return f"median {middle:.3f}, quartiles {low:.3f} and {high:.3f}"
 
 
+def count_by_discount(runs: tuple, holds: list[np.ndarray]) -> tuple[str, str]:
+    """Of how many pairs something is true, and quartiles of their returns, in words."""
+    counts = []
+    returns = []
+    for results, of_pairs, discount in zip(runs, holds, COALAS_DISCOUNTS, strict=True):
+        counts.append(f"{of_pairs.sum()} of {of_pairs.size} pairs at {discount:g}")
+        returns.append(f"{quartiles(pairs_of_coala(results))} at {discount:g}")
+    return ", ".join(counts), "; ".join(returns)
+
+
 def coala_cooperates_in_mixed_pools(*mixed: Results) -> list[Claim]:
-    returns = np.array([pairs_of_coala(results) for results in mixed])
-    words = []
-    for results, each in zip(mixed, returns, strict=True):
-        count = (each > COOPERATES).sum()
-        game = results["config"]["game"]
-        words.append(f"{game}: {count} of {each.size}, {quartiles(each)}")
+    holds = [pairs_of_coala(results) > COOPERATES for results in mixed]
     claim = Claim(
         "",
         "in pools of agents and naive learners agents learn to cooperate",
         "the mean return of both agents with each other is more than -1.2, in every "
         "pair at both discounts",
-        returns > COOPERATES,
-        "; ".join(words),
+        holds,
+        *count_by_discount(mixed, holds),
     )
     return [claim]
 
 
 def coala_defects_among_agents(*alone: Results) -> list[Claim]:
-    returns = np.array([pairs_of_coala(results) for results in alone])
-    words = []
-    for results, each in zip(alone, returns, strict=True):
-        count = (each < DEFECTS).sum()
-        game = results["config"]["game"]
-        words.append(f"{game}: {count} of {each.size}, {quartiles(each)}")
+    holds = [pairs_of_coala(results) < DEFECTS for results in alone]
     claim = Claim(
         "",
         "in pools of agents alone agents learn to defect",
         "the mean return of both agents with each other is less than -1.9, in every "
         "pair at both discounts (this is naive learning)",
-        returns < DEFECTS,
-        "; ".join(words),
+        holds,
+        *count_by_discount(alone, holds),
     )
     return [claim]
 
@@ -1350,14 +1350,14 @@ def coala_by_discount(*runs: Results) -> list[Claim]:
         cooperate = np.quantile(mixed, 0.25) > COOPERATES
         defect = np.quantile(alone, 0.75) < DEFECTS
         holds.append(cooperate and defect)
-        words.append(f"{discount:g}: {'yes' if holds[-1] else 'no'}")
+        words.append(f"{'yes' if holds[-1] else 'no'} at {discount:g}")
     claim = Claim(
         "",
         "both at once: mixed pools cooperate, and agents alone defect",
         "the lower quartile of pairs gets more than -1.2 in mixed pools, and the upper "
         "one less than -1.9 among agents, at each of both discounts",
         holds,
-        "at a discount of " + ", ".join(words),
+        ", ".join(words),
     )
     return [claim]
 

@@ -6214,6 +6214,60 @@ def test_colas_consistency_beside_its_authors(own, factor, less, verdicts, monke
     assert tuple(report.verdict(claim.holds) for claim in claims) == verdicts
 
 
+# The claims of COALA's authors, in worlds of four pairs.
+
+
+@pytest.mark.parametrize(
+    "mixed, alone, verdicts",
+    [
+        ([-1.1, -1.1], [-1.95, -1.95], ("yes", "yes", "yes")),
+        ([-1.1, -1.3], [-1.95, -1.95], ("4 of 8", "yes", "1 of 2")),
+        ([-1.3, -1.1], [-1.95, -1.85], ("4 of 8", "4 of 8", "no")),
+        ([-1.95, -1.3], [-1.1, -1.1], ("no", "no", "no")),
+    ],
+)
+def test_coalas_claims_hold_where_pairs_cooperate_or_defect(mixed, alone, verdicts):
+    """By discount, one agent a little above the mean of the pair, the other below."""
+    runs = []
+    for mean in (*mixed, *alone):
+        returns = np.full((1, 4, 3, 2), mean) + np.array([0.3, -0.3])
+        runs.append(results_of((2.0,), self_play=returns))
+    claims = report.coala_cooperates_in_mixed_pools(*runs[:2])
+    claims += report.coala_defects_among_agents(*runs[2:])
+    claims += report.coala_by_discount(*runs)
+    assert tuple(report.verdict(claim.holds) for claim in claims) == verdicts
+
+
+def test_both_at_once_is_judged_by_quartiles():
+    """Of five pairs the second of the worst is the quartile."""
+    three, four = [-1.9, -1.9, -1.1, -1.1, -1.1], [-1.9, -1.1, -1.1, -1.1, -1.1]
+    defect, less = [-2, -2, -2, -2, -1.0], [-2, -2, -2, -1.0, -1.0]
+    worlds = [("yes", (four, defect)), ("no", (three, defect)), ("no", (four, less))]
+    for verdict, world in worlds:
+        runs = []
+        for pairs in world:
+            returns = np.zeros((1, 5, 3, 2)) + np.array(pairs)[:, None, None]
+            runs += [results_of((2.0,), self_play=returns)] * 2
+        (claim,) = report.coala_by_discount(*runs)
+        assert report.verdict(claim.holds) == verdict
+
+
+def test_the_table_of_coalas_pools_counts_pairs_and_has_their_quartiles():
+    own = (
+        np.zeros((1, 5, 3, 2)) + np.array([-1.0, -1.1, -1.5, -1.95, -2])[:, None, None]
+    )
+    beside = np.zeros((1, 5, 3, 2)) + np.array([-0.5, -1.5])
+    results = results_of((2.0,), self_play=own, versus_naive=beside)
+    results["config"] = {"game": "ipd", "share": 0.5}
+    (row,) = report.table_of_coalas_pools({"coala_ipd": results}).splitlines()[2:]
+    middle = "median -1.500, quartiles -1.950 and -1.100"
+    learners = []
+    for mean in ("-0.500", "-1.500"):
+        learners.append(f"median {mean}, quartiles {mean} and {mean}")
+    words = f"2 and 2 of 5 | {middle} | {' | '.join(learners)}"
+    assert row == f"| `ipd` | 0.5 | {words} |"
+
+
 @slow
 def test_colas_numbers_stand_beside_those_of_its_authors(monkeypatch):
     """On few policies; those of the pages are checked with the pages."""
