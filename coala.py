@@ -103,7 +103,7 @@ class Config:
         1, "number of trained pairs of agents: seed, seed + 1, ...", 1, 1000
     )
     lr: float = flag(2.0, "step size of learners in the evaluation", 0, 1e30)
-    eta: float = flag(125.0, "step size of naive learners in training", 0, 1e30)
+    eta: float = flag(5.0, "step size of naive learners in training", 0, 1e30)
     learner_steps: int = flag(10, "steps M that a naive learner takes", 1, 1000)
     share: float = flag(0.5, "share p of naive learners among the others", 0, 1)
     outer_steps: int = flag(4000, "steps of AdamW", 1, 1_000_000)
@@ -121,11 +121,10 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     played = find_game(game)
     if played.sample is not None:
         raise ValueError(f"coala.py needs exact returns, not those of {played.name}")
-    settings = {"game": played.name, "lr": played.lr, "eta": played.lr}
-    if played.iterated:
-        # The paper's 5, where lr is 2. Its returns are not multiplied by 1 - discount.
-        eta = 2.5 * played.lr / (1 - played.rules.discount)
-        settings["eta"] = round(eta, 6)
+    settings = {"game": played.name, "lr": played.lr}
+    # On the IPD the paper's 5. Its pools cooperate here if 5 is for returns multiplied by
+    # 1 - discount, as ours are; for sums it would be 5 / (1 - discount) here.
+    settings["eta"] = 2.5 * played.lr
     if played.planar:
         settings.update(eval_pairs=32, eval_steps=200)
     if quick:

@@ -151,16 +151,22 @@ RUNS = {
     "mfos-lola_4096_ipd": "mfos.py --game ipd --num-seeds 2 --opponent lola",
     "mfos-self_4096_ipd": "mfos.py --game ipd --num-seeds 2 --opponent self",
     "mfos_1024_ipd": "mfos.py --game ipd --batch-size 1024 --num-seeds 3",
-    # COALA's agents in pools with naive learners, and (alone) among themselves.
+    # COALA's agents in pools with naive learners, also with larger steps of these (sums),
+    # and among themselves (alone).
     "coala_ipd": "coala.py --game ipd --num-seeds 32",
     "coala_ipd+discount=0.95": "coala.py --game ipd+discount=0.95 --num-seeds 32",
     "coala_ipd+discount=0.999": "coala.py --game ipd+discount=0.999 --num-seeds 32",
-    "alone_ipd": "coala.py --game ipd --num-seeds 32 --share 0",
     "alone_ipd+discount=0.95": (
         "coala.py --game ipd+discount=0.95 --num-seeds 32 --share 0"
     ),
     "alone_ipd+discount=0.999": (
         "coala.py --game ipd+discount=0.999 --num-seeds 32 --share 0"
+    ),
+    "sums_ipd+discount=0.95": (
+        "coala.py --game ipd+discount=0.95 --num-seeds 32 --eta 100"
+    ),
+    "sums_ipd+discount=0.999": (
+        "coala.py --game ipd+discount=0.999 --num-seeds 32 --eta 5000"
     ),
     # The same on a GPU.
     "naive_gpu_ipd": "naive.py --game ipd",
@@ -1286,9 +1292,10 @@ RUNS_OF_COALA = [
     "coala_ipd",
     "coala_ipd+discount=0.95",
     "coala_ipd+discount=0.999",
-    "alone_ipd",
     "alone_ipd+discount=0.95",
     "alone_ipd+discount=0.999",
+    "sums_ipd+discount=0.95",
+    "sums_ipd+discount=0.999",
 ]
 COOPERATES, DEFECTS = -1.2, -1.9  # a pair that gets more, less (CC pays -1, DD -2)
 
