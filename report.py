@@ -1369,10 +1369,17 @@ def coala_by_discount(*runs: Results) -> list[Claim]:
     return [claim]
 
 
+def coala_with_larger_steps(*sums: Results) -> list[Claim]:
+    (claim,) = coala_cooperates_in_mixed_pools(*sums)
+    sentence = "the same if eta = 5 is for sums of payoffs: 100 and 5000 here"
+    return [claim._replace(sentence=sentence, ours=True)]
+
+
 CLAIMS_OF_COALA = [  # as `CLAIMS`
     (coala_cooperates_in_mixed_pools, RUNS_OF_COALA[1:3]),
-    (coala_defects_among_agents, RUNS_OF_COALA[4:6]),
-    (coala_by_discount, [*RUNS_OF_COALA[1:3], *RUNS_OF_COALA[4:6]]),
+    (coala_defects_among_agents, RUNS_OF_COALA[3:5]),
+    (coala_by_discount, RUNS_OF_COALA[1:5]),
+    (coala_with_larger_steps, RUNS_OF_COALA[5:7]),
 ]
 
 # --- The list of claims ---------------------------------------------------------------
@@ -1597,7 +1604,7 @@ ALGORITHMS = {
         "Meulemans et al. 2024",
         "a learned policy that naive learners adapt to",
         "coala_ipd",
-        "1 min",
+        "30 s",
     ),
     "mfos": Algorithm(
         "M-FOS",
@@ -2065,6 +2072,7 @@ def table_of_coalas_pools(runs: dict[str, Results]) -> str:
         row = [
             f"`{config['game']}`",
             f"{config['share']:g}",
+            f"{config['eta']:g}",
             f"{cooperate} and {defect} of {own.size}",
             quartiles(own),
             quartiles(beside[:, 0]),
@@ -2074,6 +2082,7 @@ def table_of_coalas_pools(runs: dict[str, Results]) -> str:
     heading = (
         "",
         "share of learners",
+        "eta",
         "pairs that cooperate and defect",
         "a pair",
         "an agent beside a naive learner",

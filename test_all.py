@@ -6235,7 +6235,10 @@ def test_coalas_claims_hold_where_pairs_cooperate_or_defect(mixed, alone, verdic
     claims = report.coala_cooperates_in_mixed_pools(*runs[:2])
     claims += report.coala_defects_among_agents(*runs[2:])
     claims += report.coala_by_discount(*runs)
-    assert tuple(report.verdict(claim.holds) for claim in claims) == verdicts
+    claims += report.coala_with_larger_steps(*runs[:2])
+    found = [report.verdict(claim.holds) for claim in claims]
+    assert tuple(found) == (*verdicts, verdicts[0])
+    assert len({claim.sentence for claim in claims}) == 4
 
 
 def test_both_at_once_is_judged_by_quartiles():
@@ -6258,14 +6261,14 @@ def test_the_table_of_coalas_pools_counts_pairs_and_has_their_quartiles():
     )
     beside = np.zeros((1, 5, 3, 2)) + np.array([-0.5, -1.5])
     results = results_of((2.0,), self_play=own, versus_naive=beside)
-    results["config"] = {"game": "ipd", "share": 0.5}
+    results["config"] = {"game": "ipd", "share": 0.5, "eta": 5.0}
     (row,) = report.table_of_coalas_pools({"coala_ipd": results}).splitlines()[2:]
     middle = "median -1.500, quartiles -1.950 and -1.100"
     learners = []
     for mean in ("-0.500", "-1.500"):
         learners.append(f"median {mean}, quartiles {mean} and {mean}")
     words = f"2 and 2 of 5 | {middle} | {' | '.join(learners)}"
-    assert row == f"| `ipd` | 0.5 | {words} |"
+    assert row == f"| `ipd` | 0.5 | 5 | {words} |"
 
 
 @slow
