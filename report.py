@@ -151,8 +151,8 @@ RUNS = {
     "mfos-lola_4096_ipd": "mfos.py --game ipd --num-seeds 2 --opponent lola",
     "mfos-self_4096_ipd": "mfos.py --game ipd --num-seeds 2 --opponent self",
     "mfos_1024_ipd": "mfos.py --game ipd --batch-size 1024 --num-seeds 3",
-    # COALA's agents in pools with naive learners, also with larger steps of these (sums),
-    # and among themselves (alone).
+    # COALA's agents in mixed pools, also with larger steps of the naive learners (sums);
+    # with agents alone, and with naive learners alone.
     "coala_ipd": "coala.py --game ipd --num-seeds 32",
     "coala_ipd+discount=0.95": "coala.py --game ipd+discount=0.95 --num-seeds 32",
     "coala_ipd+discount=0.999": "coala.py --game ipd+discount=0.999 --num-seeds 32",
@@ -161,6 +161,12 @@ RUNS = {
     ),
     "alone_ipd+discount=0.999": (
         "coala.py --game ipd+discount=0.999 --num-seeds 32 --share 0"
+    ),
+    "learners_ipd+discount=0.95": (
+        "coala.py --game ipd+discount=0.95 --num-seeds 32 --share 1"
+    ),
+    "learners_ipd+discount=0.999": (
+        "coala.py --game ipd+discount=0.999 --num-seeds 32 --share 1"
     ),
     "sums_ipd+discount=0.95": (
         "coala.py --game ipd+discount=0.95 --num-seeds 32 --eta 100"
@@ -1294,6 +1300,8 @@ RUNS_OF_COALA = [
     "coala_ipd+discount=0.999",
     "alone_ipd+discount=0.95",
     "alone_ipd+discount=0.999",
+    "learners_ipd+discount=0.95",
+    "learners_ipd+discount=0.999",
     "sums_ipd+discount=0.95",
     "sums_ipd+discount=0.999",
 ]
@@ -1348,6 +1356,27 @@ def coala_defects_among_agents(*alone: Results) -> list[Claim]:
     return [claim]
 
 
+def coala_extorts_naive_learners(*beside_learners: Results) -> list[Claim]:
+    holds = []
+    words = []
+    for results in beside_learners:
+        own, learners = np.moveaxis(results["versus_naive"][0].mean(axis=1), -1, 0)
+        holds.append((own > -1) & (learners < own - 0.1))  # (seed,)
+        words.append(f"agents {quartiles(own)}, learners {quartiles(learners)}")
+    counts, _ = count_by_discount(beside_learners, holds)
+    claim = Claim(
+        "",
+        "in pools of naive learners alone agents learn to extort them",
+        "after 500 steps of a naive learner player 1's agent gets more than the -1 of "
+        "CC, and the learner less than the agent by more than .1, in every pair at both "
+        "discounts",
+        holds,
+        counts,
+        "; ".join(words),
+    )
+    return [claim]
+
+
 def coala_by_discount(*runs: Results) -> list[Claim]:
     count = len(COALAS_DISCOUNTS)
     holds = []
@@ -1379,7 +1408,8 @@ CLAIMS_OF_COALA = [  # as `CLAIMS`
     (coala_cooperates_in_mixed_pools, RUNS_OF_COALA[1:3]),
     (coala_defects_among_agents, RUNS_OF_COALA[3:5]),
     (coala_by_discount, RUNS_OF_COALA[1:5]),
-    (coala_with_larger_steps, RUNS_OF_COALA[5:7]),
+    (coala_extorts_naive_learners, RUNS_OF_COALA[5:7]),
+    (coala_with_larger_steps, RUNS_OF_COALA[7:9]),
 ]
 
 # --- The list of claims ---------------------------------------------------------------

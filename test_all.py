@@ -6241,6 +6241,21 @@ def test_coalas_claims_hold_where_pairs_cooperate_or_defect(mixed, alone, verdic
     assert len({claim.sentence for claim in claims}) == 4
 
 
+@pytest.mark.parametrize(
+    "own, learner, verdict",
+    [(-0.8, -1.4, "yes"), (-0.8, -0.85, "4 of 8"), (-1.1, -1.9, "4 of 8")],
+)
+def test_coala_extorts_if_it_gets_more_than_for_cooperation(own, learner, verdict):
+    """At one of two discounts; at the other it does."""
+    runs = []
+    for returns in ((-0.9, -1.2), (own, learner)):
+        beside = np.zeros((1, 4, 3, 2)) + np.array(returns)
+        self_play = np.full((1, 4, 3, 2), -2.0)
+        runs.append(results_of((2.0,), versus_naive=beside, self_play=self_play))
+    (claim,) = report.coala_extorts_naive_learners(*runs)
+    assert report.verdict(claim.holds) == verdict
+
+
 def test_both_at_once_is_judged_by_quartiles():
     """Of five pairs the second of the worst is the quartile."""
     three, four = [-1.9, -1.9, -1.1, -1.1, -1.1], [-1.9, -1.1, -1.1, -1.1, -1.1]
