@@ -30,8 +30,10 @@ return f_1(x_1, y_M) all that counts, it would be LOLA's gradient.
     python coala.py --game imp --quick  a small run, 20 to 30 seconds
 
 On the iterated prisoner's dilemma (ipd; -1 if both cooperate, -2 if both defect) expect
-both agents to cooperate, with each other and with naive learners: EXPECT
-With --share 0 there are agents alone. This is naive learning, and both defect. With
+both agents to cooperate: 31 of 32 pairs get -1.01 each, one -1.5. Beside a naive
+learner both get -1.00, as it learns to cooperate as well.
+
+With --share 0 there are agents alone: they learn naively, if by AdamW, and defect. With
 --share 1 there are naive learners alone, and agents learn to extort: with seed 7 one
 gets -.81 beside a naive learner, which gets -1.38, and two agents defect. A run prints
 a table and writes results/coala_GAME.npz and figures/coala_GAME.png.
