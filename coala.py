@@ -303,7 +303,8 @@ def evaluate(
     """The agents stand still; learners beside them start where `key` draws.
 
     The arrays are those of `evaluate_game` with an axis of length 1 before, as that of
-    a sweep. In self-play nothing is drawn: all pairs of a seed are the same.
+    a sweep. In self-play nothing is drawn: all pairs of a seed are the same. Of planar
+    games the survey of the plane says nothing, as agents stay where they are.
     """
     results = evaluate_game(
         key,

@@ -1400,7 +1400,7 @@ def coala_by_discount(*runs: Results) -> list[Claim]:
 
 def coala_with_larger_steps(*sums: Results) -> list[Claim]:
     (claim,) = coala_cooperates_in_mixed_pools(*sums)
-    sentence = "the same if eta = 5 is for sums of payoffs: 100 and 5000 here"
+    sentence = "(ours) in mixed pools they do if eta is 5 for sums, 100 and 5000 here"
     return [claim._replace(sentence=sentence, ours=True)]
 
 
