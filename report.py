@@ -153,6 +153,29 @@ RUNS = {
     "mfos-lola_4096_ipd": "mfos.py --game ipd --num-seeds 2 --opponent lola",
     "mfos-self_4096_ipd": "mfos.py --game ipd --num-seeds 2 --opponent self",
     "mfos_1024_ipd": "mfos.py --game ipd --batch-size 1024 --num-seeds 3",
+    # COALA's agents in mixed pools, also with larger steps of the naive learners (sums);
+    # with agents alone, and with naive learners alone.
+    "coala_ipd": "coala.py --game ipd --num-seeds 32",
+    "coala_ipd+discount=0.95": "coala.py --game ipd+discount=0.95 --num-seeds 32",
+    "coala_ipd+discount=0.999": "coala.py --game ipd+discount=0.999 --num-seeds 32",
+    "alone_ipd+discount=0.95": (
+        "coala.py --game ipd+discount=0.95 --num-seeds 32 --share 0"
+    ),
+    "alone_ipd+discount=0.999": (
+        "coala.py --game ipd+discount=0.999 --num-seeds 32 --share 0"
+    ),
+    "learners_ipd+discount=0.95": (
+        "coala.py --game ipd+discount=0.95 --num-seeds 32 --share 1"
+    ),
+    "learners_ipd+discount=0.999": (
+        "coala.py --game ipd+discount=0.999 --num-seeds 32 --share 1"
+    ),
+    "sums_ipd+discount=0.95": (
+        "coala.py --game ipd+discount=0.95 --num-seeds 32 --eta 100"
+    ),
+    "sums_ipd+discount=0.999": (
+        "coala.py --game ipd+discount=0.999 --num-seeds 32 --eta 5000"
+    ),
     # The same on a GPU.
     "naive_gpu_ipd": "naive.py --game ipd",
     "lola_gpu_ipd": "lola.py --game ipd",
@@ -1267,6 +1290,130 @@ CLAIMS_OF_COLA = [  # as `CLAIMS`
     (cola_is_consistent, ["cola_ultimatum"]),
 ]
 
+# --- Claims of COALA's authors --------------------------------------------------------
+#
+# Meulemans et al. (2024) have 32 seeds, and show their quartiles. Their text has a
+# discount of .95, their appendix one of .999. A pair is the two agents of a seed.
+
+COALAS_DISCOUNTS = (0.95, 0.999)
+RUNS_OF_COALA = [
+    "coala_ipd",
+    "coala_ipd+discount=0.95",
+    "coala_ipd+discount=0.999",
+    "alone_ipd+discount=0.95",
+    "alone_ipd+discount=0.999",
+    "learners_ipd+discount=0.95",
+    "learners_ipd+discount=0.999",
+    "sums_ipd+discount=0.95",
+    "sums_ipd+discount=0.999",
+]
+COOPERATES, DEFECTS = -1.2, -1.9  # a pair that gets more, less (CC pays -1, DD -2)
+
+
+def pairs_of_coala(results: Results) -> np.ndarray:
+    """Mean return of both agents of each pair with each other, (seed,)."""
+    (returns,) = results["self_play"]  # there is one setting
+    return returns.mean(axis=(1, 2))
+
+
+def quartiles(samples: np.ndarray) -> str:
+    """The median of samples, and the quartiles."""
+    low, middle, high = np.quantile(samples, (0.25, 0.5, 0.75))
+    return f"median {middle:.3f}, quartiles {low:.3f} and {high:.3f}"
+
+
+def count_by_discount(runs: tuple, holds: list[np.ndarray]) -> tuple[str, str]:
+    """Of how many pairs something is true, and quartiles of their returns, in words."""
+    counts = []
+    returns = []
+    for results, of_pairs, discount in zip(runs, holds, COALAS_DISCOUNTS, strict=True):
+        counts.append(f"{of_pairs.sum()} of {of_pairs.size} pairs at {discount:g}")
+        returns.append(f"{quartiles(pairs_of_coala(results))} at {discount:g}")
+    return ", ".join(counts), "; ".join(returns)
+
+
+def coala_cooperates_in_mixed_pools(*mixed: Results) -> list[Claim]:
+    holds = [pairs_of_coala(results) > COOPERATES for results in mixed]
+    claim = Claim(
+        "",
+        "in pools of agents and naive learners agents learn to cooperate",
+        "the mean return of both agents with each other is more than -1.2, in every "
+        "pair at both discounts",
+        holds,
+        *count_by_discount(mixed, holds),
+    )
+    return [claim]
+
+
+def coala_defects_among_agents(*alone: Results) -> list[Claim]:
+    holds = [pairs_of_coala(results) < DEFECTS for results in alone]
+    claim = Claim(
+        "",
+        "in pools of agents alone agents learn to defect",
+        "the mean return of both agents with each other is less than -1.9, in every "
+        "pair at both discounts (this is naive learning)",
+        holds,
+        *count_by_discount(alone, holds),
+    )
+    return [claim]
+
+
+def coala_extorts_naive_learners(*beside_learners: Results) -> list[Claim]:
+    holds = []
+    words = []
+    for results in beside_learners:
+        own, learners = np.moveaxis(results["versus_naive"][0].mean(axis=1), -1, 0)
+        holds.append((own > -1) & (learners < own - 0.1))  # (seed,)
+        words.append(f"agents {quartiles(own)}, learners {quartiles(learners)}")
+    counts, _ = count_by_discount(beside_learners, holds)
+    claim = Claim(
+        "",
+        "in pools of naive learners alone agents learn to extort them",
+        "after 500 steps of a naive learner player 1's agent gets more than the -1 of "
+        "CC, and the learner less than the agent by more than .1, in every pair at both "
+        "discounts",
+        holds,
+        counts,
+        "; ".join(words),
+    )
+    return [claim]
+
+
+def coala_by_discount(*runs: Results) -> list[Claim]:
+    count = len(COALAS_DISCOUNTS)
+    holds = []
+    words = []
+    for i, discount in enumerate(COALAS_DISCOUNTS):
+        mixed, alone = pairs_of_coala(runs[i]), pairs_of_coala(runs[count + i])
+        cooperate = np.quantile(mixed, 0.25) > COOPERATES
+        defect = np.quantile(alone, 0.75) < DEFECTS
+        holds.append(cooperate and defect)
+        words.append(f"{'yes' if holds[-1] else 'no'} at {discount:g}")
+    claim = Claim(
+        "",
+        "both at once: mixed pools cooperate, and agents alone defect",
+        "the lower quartile of pairs gets more than -1.2 in mixed pools, and the upper "
+        "one less than -1.9 among agents, at each of both discounts",
+        holds,
+        ", ".join(words),
+    )
+    return [claim]
+
+
+def coala_with_larger_steps(*sums: Results) -> list[Claim]:
+    (claim,) = coala_cooperates_in_mixed_pools(*sums)
+    sentence = "(ours) in mixed pools they do if eta is 5 for sums, 100 and 5000 here"
+    return [claim._replace(sentence=sentence, ours=True)]
+
+
+CLAIMS_OF_COALA = [  # as `CLAIMS`
+    (coala_cooperates_in_mixed_pools, RUNS_OF_COALA[1:3]),
+    (coala_defects_among_agents, RUNS_OF_COALA[3:5]),
+    (coala_by_discount, RUNS_OF_COALA[1:5]),
+    (coala_extorts_naive_learners, RUNS_OF_COALA[5:7]),
+    (coala_with_larger_steps, RUNS_OF_COALA[7:9]),
+]
+
 # --- The list of claims ---------------------------------------------------------------
 
 CLAIMS = [  # a function, and the runs whose results it takes
@@ -1374,12 +1521,12 @@ def list_of_criteria(runs: dict[str, Results], claims: list = CLAIMS) -> str:
     return "\n\n".join(parts)
 
 
-def table_of_colas_claims(runs: dict[str, Results]) -> str:
-    """The claims of COLA's authors with verdicts and our main number."""
+def table_of_authors_claims(authors: str, claims: list, runs: dict) -> str:
+    """The claims of others than the paper, with verdicts and our main number."""
     rows = []
-    for claim, _ in all_claims(runs, CLAIMS_OF_COLA):
+    for claim, _ in all_claims(runs, claims):
         rows.append((claim.sentence, verdict(claim.holds), claim.evidence))
-    return table(("COLA's authors", "holds", "here"), rows)
+    return table((authors, "holds", "here"), rows)
 
 
 FRONT = (  # the claims on the front page
@@ -1483,6 +1630,13 @@ ALGORITHMS = {
         "a learned initial policy, then naive steps",
         "maml_ipd",
         "1 to 2 min",
+    ),
+    "coala": Algorithm(
+        "COALA",
+        "Meulemans et al. 2024",
+        "a learned policy that naive learners adapt to",
+        "coala_ipd",
+        "30 s",
     ),
     "mfos": Algorithm(
         "M-FOS",
@@ -1936,6 +2090,39 @@ def table_of_colas_numbers(runs: dict[str, Results]) -> str:
     return table(heading, rows)
 
 
+def table_of_coalas_pools(runs: dict[str, Results]) -> str:
+    """COALA's agents on the IPD by discount, in mixed pools and among themselves.
+
+    Medians and quartiles over pairs, or over the agents of all pairs.
+    """
+    rows = []
+    for results in runs.values():
+        config = results["config"]
+        own = pairs_of_coala(results)
+        beside = results["versus_naive"][0].mean(axis=1)  # (seed, 2), player 1's agent
+        cooperate, defect = (own > COOPERATES).sum(), (own < DEFECTS).sum()
+        row = [
+            f"`{config['game']}`",
+            f"{config['share']:g}",
+            f"{config['eta']:g}",
+            f"{cooperate} and {defect} of {own.size}",
+            quartiles(own),
+            quartiles(beside[:, 0]),
+            quartiles(beside[:, 1]),
+        ]
+        rows.append(row)
+    heading = (
+        "",
+        "share of learners",
+        "eta",
+        "pairs that cooperate and defect",
+        "a pair",
+        "an agent beside a naive learner",
+        "that learner",
+    )
+    return table(heading, rows)
+
+
 def table_of_tournament(runs: dict[str, Results]) -> str:
     """All tables of a tournament."""
     (results,) = runs.values()
@@ -2014,10 +2201,21 @@ TABLES = {
     "games": Table(
         table_of_games, [name for name in RUNS if name.startswith("games/")]
     ),
-    "cola_claims": Table(table_of_colas_claims, RUNS_OF_COLA),
+    "cola_claims": Table(
+        partial(table_of_authors_claims, "COLA's authors", CLAIMS_OF_COLA),
+        RUNS_OF_COLA,
+    ),
     "cola_numbers": Table(table_of_colas_numbers, RUNS_OF_COLA),
     "cola_criteria": Table(
         partial(list_of_criteria, claims=CLAIMS_OF_COLA), RUNS_OF_COLA
+    ),
+    "coala_claims": Table(
+        partial(table_of_authors_claims, "COALA's authors", CLAIMS_OF_COALA),
+        RUNS_OF_COALA,
+    ),
+    "coala_numbers": Table(table_of_coalas_pools, RUNS_OF_COALA),
+    "coala_criteria": Table(
+        partial(list_of_criteria, claims=CLAIMS_OF_COALA), RUNS_OF_COALA
     ),
     "tournament_ipd": Table(table_of_tournament, ["tournament_ipd"]),
     "tournament_imp": Table(table_of_tournament, ["tournament_imp"]),

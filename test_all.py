@@ -47,6 +47,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.quiver import Quiver
 
+import coala
 import cola
 import games
 import hola
@@ -96,11 +97,11 @@ KINDS = (
 )  # one game of each: these reach every path of the code
 SCRIPTS = {
     script.__name__: script
-    for script in (naive, lola, hola, sos, pola, cola, maml, mfos, meva)
+    for script in (naive, lola, hola, sos, pola, cola, maml, coala, mfos, meva)
 }
 TRAINED = ("cola", "meva")  # on several devices
-MODELS = (*TRAINED, "maml", "mfos")
-UNSWEPT = ("naive", "maml", "mfos")
+MODELS = (*TRAINED, "maml", "coala", "mfos")
+UNSWEPT = ("naive", "maml", "coala", "mfos")
 SAMPLERS = ("naive", "lola", "meva")  # that learn from estimates of f, too
 VARIANTS = ("exact", "taylor", "taylor-stop", "lookahead")
 TINY = {  # for each script, with the settings of TINY_EVAL
@@ -118,6 +119,7 @@ TINY = {  # for each script, with the settings of TINY_EVAL
         "eval_alphas": (0.0, 0.5),
     },
     "maml": {"outer_steps": 20, "batch_size": 4, "rollout_length": 3},
+    "coala": {"outer_steps": 20, "batch_size": 4, "learner_steps": 3},
     "mfos": {"outer_steps": 20, "batch_size": 4, "rollout_length": 3, "hidden": 8},
     "meva": {
         "outer_steps": 20,
@@ -1257,6 +1259,8 @@ def direction_of(script, x, strength, params, config):
     gradient = simultaneous_gradient(f, x)
     if script == "maml":
         return params.step_size[:, None] / config.lr * gradient
+    if script == "coala":  # its agents stand still
+        return jnp.zeros_like(x)
     return gradient
 
 
@@ -1310,6 +1314,7 @@ def test_each_script_evaluates_the_step_of_its_public_function(script, monkeypat
     start = None
     if script == "maml":
         params[0] = params[0]._replace(step_size=jnp.array([0.3, 0.8]))
+    if script in ("maml", "coala"):
         start = params[0].policy
     found, asked = spied_evaluation(script, QUICK_IMP, config, params, x, monkeypatch)
     np.testing.assert_array_equal(asked.pop("agent_start"), start)
@@ -2982,12 +2987,14 @@ def test_maml_ascends_mean_returns_by_adam_in_chunks_of_any_length():
             same(curves["loss"][row], total)
 
 
-def test_maml_says_between_which_steps_it_diverged():
-    settings = {"outer_steps": 4, "batch_size": 1, "rollout_length": 1}
-    config = maml.make_config(LOPSIDED, model_lr=1e30, **settings)
+@pytest.mark.parametrize("module", [maml, coala])
+def test_maml_and_coala_say_between_which_steps_they_diverged(module):
+    settings = {"outer_steps": 4, "batch_size": 1}
+    settings["rollout_length" if module is maml else "learner_steps"] = 1
+    config = module.make_config(LOPSIDED, model_lr=1e30, **settings)
     said = "^training diverged between steps 1 and 2$"  # the first step is finite
-    with mock.patch.object(maml, "CHUNK", 1), pytest.raises(SystemExit, match=said):
-        maml.train_seeds(np.zeros(1, np.uint32), LOPSIDED, config)
+    with mock.patch.object(module, "CHUNK", 1), pytest.raises(SystemExit, match=said):
+        module.train_seeds(np.zeros(1, np.uint32), LOPSIDED, config)
 
 
 def test_maml_is_evaluated_with_the_second_key_of_a_seed(tmp_path, monkeypatch):
@@ -3046,6 +3053,118 @@ def test_curves_of_maml_have_a_line_for_each_agent_of_each_seed():
     assert_drawn(left, mean_return)
     assert_drawn(right, step_size)
     np.testing.assert_array_equal(left.lines[0].get_xdata(), np.arange(1, 31))
+
+
+# --- coala.py -------------------------------------------------------------------------
+# A plain loop over the learner's steps, finite differences, AdamW in numpy; LOLA.
+
+
+def coala_return(own, x, newcomers, agent, eta, share, steps):
+    """What an agent with the policy `own` ascends: learners by a loop, one by one."""
+    f, learner = LOPSIDED.f, 1 - agent
+    with_learners = []
+    for newcomer in newcomers:
+        now = put(newcomer, agent, own)
+        returns = [f(now)[agent]]
+        for _ in range(steps):
+            slope = derivative(f, now, learner, by=learner)
+            now = put(now, learner, now[learner] + eta * slope)
+            returns.append(f(now)[agent])
+        with_learners.append(np.mean(returns))
+    with_agent = f(put(x, agent, own))[agent]
+    return share * np.mean(with_learners) + (1 - share) * with_agent
+
+
+@pytest.mark.parametrize("share, steps", [(0.3, 3), (1.0, 1)])
+def test_coala_ascends_the_mean_over_learners_and_the_other_agent(share, steps):
+    x, *newcomers = np.random.default_rng(0).normal(size=(4, 2, 2))
+    settings = (0.2, share, steps)
+    with jax.enable_x64(True):
+        given = (LOPSIDED.f, x, np.array(newcomers), *settings)
+        returns = jax.jit(coala.coala_returns, static_argnums=(0, 5))(*given)
+        gradient = jax.jit(coala.coala_gradient, static_argnums=(0, 5))(*given)
+    for agent in (0, 1):
+
+        def ascended(own, agent=agent):
+            return coala_return(own, x, newcomers, agent, *settings)
+
+        np.testing.assert_allclose(returns[agent], ascended(x[agent]), rtol=1e-9)
+        slope = difference(ascended, x[agent])
+        np.testing.assert_allclose(gradient[agent], slope, rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_coalas_last_return_beside_the_present_opponent_is_lolas(steps):
+    """The sum of M + 1 returns, less the M first of them, is the last one."""
+
+    @jax.jit
+    def both(x):
+        gradient = partial(coala.coala_gradient, CUBIC.f, x, x[None], 0.3, 1.0)
+        last = (steps + 1) * gradient(steps) - steps * gradient(steps - 1)
+        return last, lola.lola_gradient(CUBIC.f, x, 0.3, lookahead=steps)
+
+    with jax.enable_x64(True):
+        for x in np.random.default_rng(0).normal(size=(4, 2, 2)):
+            last, expected = both(x)
+            assert np.abs(expected - naive.naive_gradient(CUBIC.f, x)).max() > 0.01
+            np.testing.assert_allclose(last, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_coala_among_agents_alone_is_naive_learning():
+    with jax.enable_x64(True):
+        x, *newcomers = np.random.default_rng(0).normal(size=(3, 2, 2))
+        found = coala.coala_gradient(CUBIC.f, x, np.array(newcomers), 0.3, share=0.0)
+        expected = naive.naive_gradient(CUBIC.f, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_coalas_learners_come_in_a_batch():
+    newcomers = X[None]
+    for wrong in (X, newcomers[None], newcomers[:, :1], newcomers[..., :1]):
+        with pytest.raises(ValueError, match=r"x must be \(2, 2\), not"):
+            coala.coala_gradient(CUBIC.f, X, wrong, 0.3)
+
+
+def test_coala_trains_by_adamw_with_fresh_learners_in_each_step():
+    """Three steps in chunks of two, of two seeds. (AdamW's decay is .0001.)"""
+    seeds = np.array([3, 4], np.uint32)
+    settings = {"outer_steps": 3, "batch_size": 2, "learner_steps": 2}
+    config = coala.make_config(LOPSIDED, model_lr=0.05, share=0.4, eta=0.2, **settings)
+    same = partial(np.testing.assert_allclose, rtol=1e-6)
+    with jax.enable_x64(True), mock.patch.object(coala, "CHUNK", 2):
+        params, curves = coala.train_seeds(seeds, LOPSIDED, config)
+        for row, seed in enumerate(seeds):
+            key, _ = jax.random.split(jax.random.key(seed))
+            x = np.asarray(LOPSIDED.init(jax.random.fold_in(key, 0)))
+            adams = [Adam(config.model_lr), Adam(config.model_lr)]
+            for step in range(config.outer_steps):
+                keys = jax.random.split(jax.random.fold_in(key, 1 + step))
+                newcomers = [np.asarray(LOPSIDED.init(key)) for key in keys]
+                returns, after = [], []
+                for agent in (0, 1):
+
+                    def loss(own, x=x, newcomers=newcomers, agent=agent):
+                        return -coala_return(own, x, newcomers, agent, 0.2, 0.4, 2)
+
+                    own = x[agent]
+                    returns.append(-loss(own))
+                    decayed = own - config.model_lr * 1e-4 * own
+                    moved = adams[agent].descend(own, difference(loss, own)) - own
+                    after.append(decayed + moved)
+                same(curves["mean_return"][row, step], returns)
+                same(curves["loss"][row, step], -np.sum(returns))
+                x = np.array(after)
+            same(params.policy[row], x, rtol=1e-8)
+
+
+def test_curves_of_coala_have_a_line_for_each_agent_of_each_seed():
+    figure = Figure()
+    curve = np.random.default_rng(0).normal(size=(2, 30, 2))
+    config = coala.make_config("ipd", outer_steps=30)
+    coala.draw_curves(figure, {"mean_return": curve}, config)
+    (axis,) = figure.axes
+    assert_drawn(axis, curve)
+    np.testing.assert_array_equal(axis.lines[0].get_xdata(), np.arange(1, 31))
 
 
 # --- mfos.py: episodes, PPO's loss, and training against plain loops in numpy ---
@@ -3499,6 +3618,7 @@ def ends_and_returns(numbers, x, strengths, of_cola, of_meva):
         "meva": meva.meva_gradient(of_meva, game, x, strengths, MODELLED["meva"]),
         "mfos": mfos.opponent_gradient(game, x, MODELLED["mfos"]),
         "maml": jnp.stack(returns),
+        "coala": coala.coala_gradient(f, x, jnp.stack([x, 2 * x]), 0.1, 0.3, 3),
     }
 
 
@@ -3531,6 +3651,7 @@ def rules(game):
     yield partial(naive.naive_gradient, f)
     yield lambda x: hola.hola_gradient(f, x, np.array(both), 1)
     yield lambda x: pola.pola_step(f, x, both, 0.1, near, 9)
+    yield lambda x: coala.coala_gradient(f, x, np.stack([x] * 3), 0.1)
     yield lambda x: games.trajectory(step, x, 2)
     yield lambda x: games.best_response(game, x, 0.1, 2)
     for variant in lola.SURROGATES:
@@ -3678,6 +3799,7 @@ COPIED = {  # what people copy, as functions of f and x
     ),
     "maml": return_of_maml,
     "opponent": lambda f, x: return_of_maml(f, opponent=x),
+    "coala": partial(coala.coala_gradient, newcomers=X[None], eta=0.1, steps=2),
 }
 DENSE = {"kernel": np.ones((2, 2)), "bias": np.ones(2)}
 WRONG_POLICIES = [  # and what is said of them
@@ -3815,6 +3937,7 @@ each_run = pytest.mark.parametrize("script, game", RUNS)
 CURVES = {
     "cola": ("loss", "gradient_norm"),
     "maml": ("loss",),
+    "coala": ("loss",),
     "mfos": ("loss",),
     "meva": ("loss", "td_error", "gradient_norm"),
 }
@@ -4312,6 +4435,18 @@ PAPER = {  # the settings of Sec. 5, Apps. B to E, or of the authors' code if RE
         "eval_steps": 20,
     },
     ("pola", "tandem"): {"beta": 10, "lr": 0.1, "eval_steps": 200},
+    ("coala", "ipd"): {
+        "share": 0.5,
+        "eta": 5,
+        "learner_steps": 10,
+        "model_lr": 0.005,
+        "lr": 2,
+        "eval_pairs": 256,
+        "eval_steps": 500,
+    },
+    ("coala", "ipd+discount=0.999"): {"eta": 5},
+    ("coala", "chicken"): {"eta": 0.25},
+    ("coala", "balduzzi"): {"eta": 0.05, "eval_pairs": 32, "eval_steps": 200},
     ("mfos", "ipd"): {
         "lr": 25,
         "batch_size": 4096,
@@ -4462,6 +4597,8 @@ sos --game ipd+episodes=8 -> exact returns, not those of ipd+episodes=8
 pola --game ipd+episodes=8 -> exact returns, not those of ipd+episodes=8
 cola --game ipd+episodes=8 -> exact returns, not those of ipd+episodes=8
 maml --game ipd+episodes=8 -> exact returns, not those of ipd+episodes=8
+coala --game ipd+episodes=8 -> exact returns, not those of ipd+episodes=8
+coala --share 1.5 -> --share takes 0 to 1, not 1.5
 mfos --game ipd+episodes=8 -> exact returns, not those of ipd+episodes=8
 meva --outer 3 -> unrecognized arguments: --outer
 lola --alpha 3 -> unrecognized arguments: --alpha
@@ -6077,6 +6214,78 @@ def test_colas_consistency_beside_its_authors(own, factor, less, verdicts, monke
     assert tuple(report.verdict(claim.holds) for claim in claims) == verdicts
 
 
+# The claims of COALA's authors, in worlds of four pairs.
+
+
+@pytest.mark.parametrize(
+    "mixed, alone, verdicts",
+    [
+        ([-1.1, -1.1], [-1.95, -1.95], ("yes", "yes", "yes")),
+        ([-1.1, -1.3], [-1.95, -1.95], ("4 of 8", "yes", "1 of 2")),
+        ([-1.3, -1.1], [-1.95, -1.85], ("4 of 8", "4 of 8", "no")),
+        ([-1.95, -1.3], [-1.1, -1.1], ("no", "no", "no")),
+    ],
+)
+def test_coalas_claims_hold_where_pairs_cooperate_or_defect(mixed, alone, verdicts):
+    """By discount, one agent a little above the mean of the pair, the other below."""
+    runs = []
+    for mean in (*mixed, *alone):
+        returns = np.full((1, 4, 3, 2), mean) + np.array([0.3, -0.3])
+        runs.append(results_of((2.0,), self_play=returns))
+    claims = report.coala_cooperates_in_mixed_pools(*runs[:2])
+    claims += report.coala_defects_among_agents(*runs[2:])
+    claims += report.coala_by_discount(*runs)
+    claims += report.coala_with_larger_steps(*runs[:2])
+    found = [report.verdict(claim.holds) for claim in claims]
+    assert tuple(found) == (*verdicts, verdicts[0])
+    assert len({claim.sentence for claim in claims}) == 4
+
+
+@pytest.mark.parametrize(
+    "own, learner, verdict",
+    [(-0.8, -1.4, "yes"), (-0.8, -0.85, "4 of 8"), (-1.1, -1.9, "4 of 8")],
+)
+def test_coala_extorts_if_it_gets_more_than_for_cooperation(own, learner, verdict):
+    """At one of two discounts; at the other it does."""
+    runs = []
+    for returns in ((-0.9, -1.2), (own, learner)):
+        beside = np.zeros((1, 4, 3, 2)) + np.array(returns)
+        self_play = np.full((1, 4, 3, 2), -2.0)
+        runs.append(results_of((2.0,), versus_naive=beside, self_play=self_play))
+    (claim,) = report.coala_extorts_naive_learners(*runs)
+    assert report.verdict(claim.holds) == verdict
+
+
+def test_both_at_once_is_judged_by_quartiles():
+    """Of five pairs the second of the worst is the quartile."""
+    three, four = [-1.9, -1.9, -1.1, -1.1, -1.1], [-1.9, -1.1, -1.1, -1.1, -1.1]
+    defect, less = [-2, -2, -2, -2, -1.0], [-2, -2, -2, -1.0, -1.0]
+    worlds = [("yes", (four, defect)), ("no", (three, defect)), ("no", (four, less))]
+    for verdict, world in worlds:
+        runs = []
+        for pairs in world:
+            returns = np.zeros((1, 5, 3, 2)) + np.array(pairs)[:, None, None]
+            runs += [results_of((2.0,), self_play=returns)] * 2
+        (claim,) = report.coala_by_discount(*runs)
+        assert report.verdict(claim.holds) == verdict
+
+
+def test_the_table_of_coalas_pools_counts_pairs_and_has_their_quartiles():
+    own = (
+        np.zeros((1, 5, 3, 2)) + np.array([-1.0, -1.1, -1.5, -1.95, -2])[:, None, None]
+    )
+    beside = np.zeros((1, 5, 3, 2)) + np.array([-0.5, -1.5])
+    results = results_of((2.0,), self_play=own, versus_naive=beside)
+    results["config"] = {"game": "ipd", "share": 0.5, "eta": 5.0}
+    (row,) = report.table_of_coalas_pools({"coala_ipd": results}).splitlines()[2:]
+    middle = "median -1.500, quartiles -1.950 and -1.100"
+    learners = []
+    for mean in ("-0.500", "-1.500"):
+        learners.append(f"median {mean}, quartiles {mean} and {mean}")
+    words = f"2 and 2 of 5 | {middle} | {' | '.join(learners)}"
+    assert row == f"| `ipd` | 0.5 | 5 | {words} |"
+
+
 @slow
 def test_colas_numbers_stand_beside_those_of_its_authors(monkeypatch):
     """On few policies; those of the pages are checked with the pages."""
@@ -6086,7 +6295,8 @@ def test_colas_numbers_stand_beside_those_of_its_authors(monkeypatch):
     monkeypatch.setattr(report, "judge_rules", judge_rules)
     runs, missing = plots.find(report.RUNS_OF_COLA, [ROOT / "results/paper"])
     assert not missing
-    page = report.table_of_colas_claims(runs)
+    make = partial(report.table_of_authors_claims, "COLA's authors")
+    page = make(report.CLAIMS_OF_COLA, runs)
     criteria = report.list_of_criteria(runs, report.CLAIMS_OF_COLA)
     claims = [claim for claim, _ in report.all_claims(runs, report.CLAIMS_OF_COLA)]
     assert len(claims) == 7
