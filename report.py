@@ -1698,7 +1698,7 @@ SHOWN = {  # settings in the table of returns
     "eq2_ipd": (2, 5, 10, 30, 100),
     "hola_ipd": (5, 10, 30, 100),
     "sos_ipd": (10, 100),
-    "pola_ipd": (10, 20),
+    "pola_ipd": (10, 30),
     "cola_ipd": (1, 2, 5, 10),
     "eq4_ipd": (1, 2, 5, 10),
     "maml_ipd": (2,),
