@@ -513,12 +513,15 @@ def draw_networks(figure: Figure, runs: dict):
     panels = figure.subplots(3, 3, sharex="col", sharey=True)
     for column, (kind, game) in enumerate(KINDS.items()):
         labels = []
-        for place, (rule, title) in enumerate(RULES.items()):
-            results = runs[f"{rule}_{game}"]
+        for rule, title in RULES.items():
+            results = runs.get(f"{rule}_{game}")
+            if results is None:
+                continue
             script = script_of(rule)
             i = best(results)
             if script in SYMBOLS:
                 title += f", {SYMBOLS[script]} = {results['sweep'][i]:g}"
+            place = len(labels)
             labels.append(title)
             for axis, play in zip(panels[:, column], plays, strict=True):
                 agents = results[play][i][..., 0]  # (seed, pair)
@@ -793,6 +796,7 @@ def draw_payoffs(axis, game: Game):
 # --- Command line ---------------------------------------------------------------------
 
 OF_KINDS = [f"{rule}_{game}" for game in KINDS.values() for rule in RULES]
+OF_KINDS.remove("pola_ipd+mlp")  # not run: climbs of networks take long
 OF_SAMPLES = [sampled_run(name, n) for name in SAMPLED for n in (0, *EPISODES)]
 FIGURES = {  # how each is drawn, and from which runs
     "fig1": (draw_fig1, []),

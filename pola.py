@@ -29,7 +29,7 @@ The first command takes a minute on one core; in the second pairs find tit-for-t
     python pola.py --game contribution --alphas 50 100 125 --eval-steps 10
 
 On the IPD everybody defects (-2) up to alpha = 2, and cooperates most around 30
-(-1.43). In the contribution game, with alpha = 125, almost all pairs of tables play
+(-1.44). In the contribution game, with alpha = 125, almost all pairs of tables play
 tit-for-tat after two steps, and keep it. With `--game contribution+mlp --alphas 6.25
 --beta .0052` four of five pairs of networks do; after the next step they do not.
 

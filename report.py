@@ -134,7 +134,6 @@ RUNS = {
     "small_ipd+skewed": f"lola.py --game ipd+skewed {ALPHAS} --lr 0.2 {SMALL_STEPS}",
     "naive_ipd+mlp": "naive.py --game ipd+mlp",
     "hola_ipd+mlp": "hola.py --game ipd+mlp --order 2",
-    "pola_ipd+mlp": "pola.py --game ipd+mlp",
     "cola_ipd+mlp": "cola.py --game ipd+mlp --num-seeds 4",
     "meva_ipd+mlp": "meva.py --game ipd+mlp --num-seeds 8",
     "grid_ipd+mlp": f"lola.py --game ipd+mlp {ALPHAS}",
@@ -743,7 +742,8 @@ def chances(results: Results, i: int) -> np.ndarray:
     At the i-th setting, (5, seed).
     """
     log_odds = results["policies"][i].astype(float)
-    return (1 / (1 + np.exp(-log_odds))).mean(axis=(1, 2)).T
+    # The logistic function, which does not overflow so.
+    return ((1 + np.tanh(log_odds / 2)) / 2).mean(axis=(1, 2)).T
 
 
 def naive_fails(naive: Results) -> list[Claim]:
