@@ -20,9 +20,10 @@
 
 Two players start from random policies, each follows its rule, and the returns of their
 last policies count. Everybody plays everybody in both seats, from the same 1024 starts;
-trained rules play with all their models. It takes half an hour on two cores. Models are
-looked for in results/ and results/paper/. A run writes results/tournament_GAME.npz,
-draws figures/own/tournament_GAME.png, and prints what player 1 gets beside player 2.
+trained rules play with all their models. It takes an hour on two cores, most of it for
+POLA and M-FOS. Models are looked for in results/ and results/paper/. A run writes
+results/tournament_GAME.npz, draws figures/own/tournament_GAME.png, and prints what
+player 1 gets beside player 2.
 
 A rule of your own plays by `play(game, {"mine": step})`, where `step(x)` is the next
 joint policy, (2, n) -> (2, n).
