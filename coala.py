@@ -26,8 +26,8 @@ by AdamW, the mean over random y_0, and player 2 likewise. The gradient goes thr
 M steps of the learner, but x_2 is held constant. Were y_0 the present x_2, and the last
 return f_1(x_1, y_M) all that counts, it would be LOLA's gradient.
 
-    python coala.py --game ipd          20 to 40 seconds on two cores
-    python coala.py --game imp --quick  a small run, 20 to 30 seconds
+    python coala.py --game ipd          10 to 40 seconds on two cores
+    python coala.py --game imp --quick  a small run, 10 to 30 seconds
 
 On the iterated prisoner's dilemma (ipd; -1 if both cooperate, -2 if both defect) expect
 both agents to cooperate: 31 of 32 pairs get -1.01 each, one -1.5. Beside a naive

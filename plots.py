@@ -796,7 +796,7 @@ def draw_payoffs(axis, game: Game):
 # --- Command line ---------------------------------------------------------------------
 
 OF_KINDS = [f"{rule}_{game}" for game in KINDS.values() for rule in RULES]
-OF_KINDS.remove("pola_ipd+mlp")  # not run: climbs of networks take long
+OF_KINDS.remove("pola_ipd+mlp")  # was not run: networks climb for long
 OF_SAMPLES = [sampled_run(name, n) for name in SAMPLED for n in (0, *EPISODES)]
 FIGURES = {  # how each is drawn, and from which runs
     "fig1": (draw_fig1, []),

@@ -23,7 +23,7 @@ is measured by D, in what they do. So where there is one top, and the climb gets
 player 1's new policy does not depend on how it is parametrised. (It does on how player
 2 is, whose imagined step is naive. In full POLA that is proximal, too.)
 
-The first command takes a minute on one core; in the second pairs find tit-for-tat:
+The first command takes half a minute; in the second pairs find tit-for-tat:
 
     python pola.py --game ipd --quick
     python pola.py --game contribution --alphas 50 100 125 --eval-steps 10

@@ -1636,7 +1636,7 @@ ALGORITHMS = {
         "Meulemans et al. 2024",
         "a learned policy that naive learners adapt to",
         "coala_ipd",
-        "30 s",
+        "10 to 40 s",
     ),
     "mfos": Algorithm(
         "M-FOS",

@@ -2020,6 +2020,8 @@ def test_a_climb_against_a_loop(settings):
         np.testing.assert_allclose(found[i], row, rtol=1e-4, atol=1e-8)
     config = pola.make_config()
     assert (config.climb_steps, config.climb_tolerance) == (1000, 3e-4)
+    with pytest.raises(ValueError, match="--climb-steps takes 2 to"):
+        pola.make_config(climb_steps=1)  # that goes nowhere
 
 
 def test_a_climb_does_not_go_where_slopes_are_no_numbers():
@@ -3011,6 +3013,12 @@ def test_maml_is_evaluated_with_the_second_key_of_a_seed(tmp_path, monkeypatch):
     for i, found in enumerate(written.call_args.args[4]["drawn"][0]):
         _, key = jax.random.split(jax.random.key(7 + i))
         assert found == draw(key)["drawn"]
+
+
+def test_small_runs_of_coala_are_a_quarter_as_long():
+    small = {"outer_steps": 1000, "eval_pairs": 16}
+    paper = coala.make_config("ipd")
+    assert coala.make_config("ipd", quick=True) == dataclasses.replace(paper, **small)
 
 
 def test_step_sizes_by_default_fit_the_game():
