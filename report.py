@@ -1953,7 +1953,7 @@ def slopes(results: Results, gammas, line: np.ndarray) -> np.ndarray:
 
     At points of the diagonal x_1 = x_2. First the model's, and then those of what it
     stands for: the discounted mean of the returns that follow if both players follow
-    the model, differentiated through 2000 steps.
+    the model, differentiated through 1000 steps.
     """
     config, models = load_models("meva", results, LOGISTIC)
 
@@ -1968,7 +1968,7 @@ def slopes(results: Results, gammas, line: np.ndarray) -> np.ndarray:
             return (x + config.lr * direction(x), gamma * weight, value), None
 
         def true_value(x):
-            (_, _, value), _ = jax.lax.scan(step, (x, 1.0, 0.0), length=2000)
+            (_, _, value), _ = jax.lax.scan(step, (x, 1.0, 0.0), length=1000)
             return value
 
         return jnp.stack([direction(x)[0, 0], jax.jacfwd(true_value)(x)[0, 0]])
