@@ -22,6 +22,7 @@ The text of the pages is written by hand. A table stands between two marks,
 """
 
 import argparse
+import itertools
 import re
 from collections.abc import Callable
 from functools import cache, partial
@@ -44,6 +45,7 @@ from games import (
     write_file,
 )
 from hola import hola_gradient
+from loqa import loqa_gradient
 from plots import (
     ABLATIONS,
     EPISODES,
@@ -88,6 +90,7 @@ OF_COLA = (  # and their width, batch, learning rate, and policies to train on
     f"--num-seeds 8 {STEPS_OF_COLA} --alpha-max 5 --eval-alphas 5 --train-extent 7 "
     "--hidden 16 --blocks 0 --batch-size 64 --model-lr 0.001 --outer-steps 80000"
 )
+FAR = "--alphas 1 2 5 --num-seeds 2 --eval-pairs 64"  # long look-aheads take their time
 BESIDE_COLA = f"{STEPS_OF_COLA} --eval-pairs 256 --alphas 5"
 
 RUNS = {
@@ -175,6 +178,20 @@ RUNS = {
     "sums_ipd+discount=0.999": (
         "coala.py --game ipd+discount=0.999 --num-seeds 32 --eta 5000"
     ),
+    # LOLA that looks 2 to 20 steps ahead, and COALA beside learners that take 1 to 20.
+    "lola2_ipd": "lola.py --game ipd --lookahead 2 --alphas 1 2 5 10 --num-seeds 2",
+    "lola3_ipd": "lola.py --game ipd --lookahead 3 --alphas 1 2 5 10 --num-seeds 2",
+    "lola5_ipd": f"lola.py --game ipd --lookahead 5 {FAR}",
+    "lola10_ipd": f"lola.py --game ipd --lookahead 10 {FAR}",
+    "lola20_ipd": f"lola.py --game ipd --lookahead 20 {FAR}",
+    "coala1_ipd": "coala.py --game ipd --learner-steps 1 --num-seeds 8",
+    "coala2_ipd": "coala.py --game ipd --learner-steps 2 --num-seeds 8",
+    "coala5_ipd": "coala.py --game ipd --learner-steps 5 --num-seeds 8",
+    "coala20_ipd": "coala.py --game ipd --learner-steps 20 --num-seeds 8",
+    # LOQA, with all of the softmax differentiated, and Advantage Alignment.
+    "loqa_ipd": "loqa.py --game ipd --num-seeds 8",
+    "full_ipd": "loqa.py --game ipd --num-seeds 8 --variant full",
+    "alignment_ipd": "loqa.py --game ipd --num-seeds 8 --variant alignment",
     # The same on a GPU.
     "naive_gpu_ipd": "naive.py --game ipd",
     "lola_gpu_ipd": "lola.py --game ipd",
@@ -1307,6 +1324,7 @@ RUNS_OF_COALA = [
     "sums_ipd+discount=0.95",
     "sums_ipd+discount=0.999",
 ]
+RUNS_OF_LOLA = ["lola_ipd", "lola2_ipd", "lola10_ipd", "lola20_ipd"]
 COOPERATES, DEFECTS = -1.2, -1.9  # a pair that gets more, less (CC pays -1, DD -2)
 
 
@@ -1406,12 +1424,173 @@ def coala_with_larger_steps(*sums: Results) -> list[Claim]:
     return [claim._replace(sentence=sentence, ours=True)]
 
 
+# Steps of the imagined learners in claims on LOLA: 10 where there is one, else 5.
+
+
+def lola_by_seed(results: Results, alpha: float) -> np.ndarray:
+    """Mean return of both agents with each other, (seed,)."""
+    return results["self_play"][at(results, alpha)].mean(axis=(1, 2))
+
+
+def near_sighted_lola(one: Results, two: Results) -> list[Claim]:
+    of_one, of_two = lola_by_seed(one, 10), lola_by_seed(two, 5)
+    claim = Claim(
+        "",
+        "LOLA that looks 1 or 2 steps ahead cooperates",
+        "the mean return of both agents with each other is more than -1.2, in every "
+        "seed (alpha = 10 and 5)",
+        np.concatenate([of_one, of_two]) > COOPERATES,
+        f"{spread(of_one)} with 1 step, {spread(of_two)} with 2",
+    )
+    return [claim]
+
+
+def far_sighted_lola(ten: Results, twenty: Results) -> list[Claim]:
+    of_ten, of_twenty = lola_by_seed(ten, 5), lola_by_seed(twenty, 5)
+    claim = Claim(
+        "",
+        "LOLA that looks 10 or 20 steps ahead does not cooperate",
+        "the mean return of both agents with each other is less than -1.5, in every "
+        "seed (alpha = 5)",
+        np.concatenate([of_ten, of_twenty]) < -1.5,
+        f"{spread(of_ten)} with 10 steps, {spread(of_twenty)} with 20",
+    )
+    return [claim]
+
+
+def lola_extorts_newcomers(twenty: Results) -> list[Claim]:
+    returns = twenty["best_response"][at(twenty, 5)].mean(axis=1)  # (seed, 2)
+    agents, learners = returns.T
+    claim = Claim(
+        "",
+        "LOLA's policy, fixed, extorts a fresh naive learner if it looked 20 steps ahead",
+        "after 500 steps the agent gets more than the -1 of CC, and the learner less "
+        "than the agent by more than .1, in every seed (alpha = 5)",
+        (agents > -1) & (learners < agents - 0.1),
+        f"agents {spread(agents)}, learners {spread(learners)}",
+    )
+    return [claim]
+
+
 CLAIMS_OF_COALA = [  # as `CLAIMS`
     (coala_cooperates_in_mixed_pools, RUNS_OF_COALA[1:3]),
     (coala_defects_among_agents, RUNS_OF_COALA[3:5]),
     (coala_by_discount, RUNS_OF_COALA[1:5]),
     (coala_extorts_naive_learners, RUNS_OF_COALA[5:7]),
     (coala_with_larger_steps, RUNS_OF_COALA[7:9]),
+    (near_sighted_lola, ["lola_ipd", "lola2_ipd"]),
+    (far_sighted_lola, ["lola10_ipd", "lola20_ipd"]),
+    (lola_extorts_newcomers, ["lola20_ipd"]),
+]
+
+# --- Claims on LOQA and Advantage Alignment -------------------------------------------
+#
+# Aghajohari et al. (2024) and Duque et al. (2024). The criteria were written after two
+# seeds had been seen; the runs have eight.
+
+RUNS_OF_LOQA = ["loqa_ipd", "full_ipd", "alignment_ipd"]
+
+
+def reciprocates(results: Results, betas, where: str, sentence: str) -> list[Claim]:
+    """A claim that agents play tit-for-tat, or something like it, at these betas."""
+    settings = [at(results, beta) for beta in betas]
+    holds = [reciprocal(results, i) for i in settings]
+    own = [results["self_play"][i, ..., 0].mean(axis=1) for i in settings]
+    left = [results["exact_best_response"][i, ..., 0].mean(axis=1) for i in settings]
+    counts = [
+        f"{of_seeds.sum()} of {of_seeds.size} seeds at {beta:g}"
+        for of_seeds, beta in zip(holds, betas, strict=True)
+    ]
+    claim = Claim(
+        "",
+        sentence,
+        f"{where} in every seed agents get more than -1.15 with their like, are left "
+        "more than -1.35 by an exact best response, and cooperate after CD less than "
+        "half as often as after CC",
+        holds,
+        ", ".join(counts),
+        f"self-play {series(betas, own)}; beside exact best responses "
+        f"{series(betas, left)}",
+    )
+    return [claim]
+
+
+def loqa_reciprocates(results: Results) -> list[Claim]:
+    return reciprocates(
+        results, (1.0,), "at beta = 1, the authors',", "LOQA learns to reciprocate"
+    )
+
+
+def alignment_reciprocates(results: Results) -> list[Claim]:
+    return reciprocates(
+        results,
+        (1.0, 2.0, 5.0, 10.0),
+        "at every beta of 1 and more",
+        "Advantage Alignment cooperates, and is robust against exploitation",
+    )
+
+
+def full_reciprocates(results: Results) -> list[Claim]:
+    (claim,) = reciprocates(
+        results,
+        (1.0, 2.0, 5.0, 10.0),
+        "at every beta of 1 and more",
+        "(ours) LOQA does, if all of the softmax is differentiated",
+    )
+    return [claim._replace(ours=True)]
+
+
+def directions_of_loqa(beta: float) -> dict[str, np.ndarray]:
+    """What each variant adds to the naive gradient, (pair, 10), at random policies."""
+    keys = jax.random.split(jax.random.key(0), 4096)
+    xs = jax.vmap(IPD.init)(keys)
+    shaping = {}
+    for variant in ("loqa", "full", "alignment"):
+
+        def of_pair(x, variant=variant):
+            naive = simultaneous_gradient(IPD.f, x)
+            return (loqa_gradient(IPD, x, beta, variant) - naive).ravel()
+
+        shaping[variant] = np.asarray(jax.jit(jax.vmap(of_pair))(xs))
+    return shaping
+
+
+def cosines_of_variants(beta: float) -> dict[str, float]:
+    """Mean cosines between the variants' shaping, by pairs of variants."""
+    shaping = directions_of_loqa(beta)
+    found = {}
+    for one, other in itertools.combinations(shaping, 2):
+        lengths = [np.linalg.norm(shaping[name], axis=1) for name in (one, other)]
+        products = (shaping[one] * shaping[other]).sum(axis=1)
+        found[f"{one}, {other}"] = float((products / (lengths[0] * lengths[1])).mean())
+    return found
+
+
+def alignment_is_loqa_without_factor() -> list[Claim]:
+    holds = []
+    words = []
+    for beta in (0.1, 1.0, 10.0):
+        found = cosines_of_variants(beta)
+        without = found["full, alignment"]
+        holds.append(without > 0.9 and without > found["loqa, alignment"])
+        words.append(f"{without:.2f} and {found['loqa, alignment']:.2f} at {beta:g}")
+    claim = Claim(
+        "",
+        "Advantage Alignment is LOQA without the factor 1 - m",
+        "at 4096 random pairs of policies the mean cosine of what it adds to the naive "
+        "gradient and what `full` adds is more than .9, and more than that with LOQA, at "
+        "beta = .1, 1 and 10",
+        holds,
+        ", ".join(words),
+    )
+    return [claim]
+
+
+CLAIMS_OF_LOQA = [  # as `CLAIMS`
+    (loqa_reciprocates, ["loqa_ipd"]),
+    (alignment_reciprocates, ["alignment_ipd"]),
+    (alignment_is_loqa_without_factor, []),
+    (full_reciprocates, ["full_ipd"]),
 ]
 
 # --- The list of claims ---------------------------------------------------------------
@@ -1637,6 +1816,27 @@ ALGORITHMS = {
         "a learned policy that naive learners adapt to",
         "coala_ipd",
         "10 to 40 s",
+    ),
+    "loqa": Algorithm(
+        "LOQA",
+        "Aghajohari et al. 2024",
+        "what makes the other prefer what is good for oneself",
+        "loqa_ipd",
+        "15 s",
+    ),
+    "loqa --variant full": Algorithm(
+        "LOQA, `--variant full`",
+        "this repository",
+        "the same, with all of the softmax differentiated",
+        "full_ipd",
+        "15 s",
+    ),
+    "loqa --variant alignment": Algorithm(
+        "Advantage Alignment",
+        "Duque et al. 2024",
+        "the policy gradient, with both players' advantages multiplied",
+        "alignment_ipd",
+        "15 s",
     ),
     "mfos": Algorithm(
         "M-FOS",
@@ -2123,6 +2323,30 @@ def table_of_coalas_pools(runs: dict[str, Results]) -> str:
     return table(heading, rows)
 
 
+def table_of_loqa(runs: dict[str, Results]) -> str:
+    """LOQA and its relatives on the IPD, by beta."""
+    rows = []
+    for name, results in runs.items():
+        for i, beta in enumerate(results["sweep"]):
+            own = spread(results["self_play"][i, ..., 0].mean(axis=1))
+            others = [over_models(results, play, i) for play in list(RETURNS)[2:]]
+            after_start, dd, cd, dc, cc = (part.mean() for part in chances(results, i))
+            after = f"{after_start:.2f} {dd:.2f} {cd:.2f} {dc:.2f} {cc:.2f}"
+            left = results["exact_best_response"][i, ..., 0]
+            share = f"{(left > -1.5).mean():.3f}"
+            label = f"`{name.partition('_')[0]}`"
+            rows.append((label, f"{beta:g}", own, *others, share, after))
+    heading = (
+        "variant",
+        "beta",
+        "self-play",
+        *BESIDE[1:],
+        "left more than -1.5",
+        "P(C) at first, after DD, CD, DC, CC",
+    )
+    return table(heading, rows)
+
+
 def table_of_tournament(runs: dict[str, Results]) -> str:
     """All tables of a tournament."""
     (results,) = runs.values()
@@ -2211,11 +2435,22 @@ TABLES = {
     ),
     "coala_claims": Table(
         partial(table_of_authors_claims, "COALA's authors", CLAIMS_OF_COALA),
-        RUNS_OF_COALA,
+        [*RUNS_OF_COALA, *RUNS_OF_LOLA],
     ),
     "coala_numbers": Table(table_of_coalas_pools, RUNS_OF_COALA),
     "coala_criteria": Table(
-        partial(list_of_criteria, claims=CLAIMS_OF_COALA), RUNS_OF_COALA
+        partial(list_of_criteria, claims=CLAIMS_OF_COALA),
+        [*RUNS_OF_COALA, *RUNS_OF_LOLA],
+    ),
+    "loqa_claims": Table(
+        partial(
+            table_of_authors_claims, "LOQA's and Alignment's authors", CLAIMS_OF_LOQA
+        ),
+        RUNS_OF_LOQA,
+    ),
+    "loqa_numbers": Table(table_of_loqa, RUNS_OF_LOQA),
+    "loqa_criteria": Table(
+        partial(list_of_criteria, claims=CLAIMS_OF_LOQA), RUNS_OF_LOQA
     ),
     "tournament_ipd": Table(table_of_tournament, ["tournament_ipd"]),
     "tournament_imp": Table(table_of_tournament, ["tournament_imp"]),
