@@ -189,9 +189,9 @@ RUNS = {
     "coala5_ipd": "coala.py --game ipd --learner-steps 5 --num-seeds 8",
     "coala20_ipd": "coala.py --game ipd --learner-steps 20 --num-seeds 8",
     # LOQA, with all of the softmax differentiated, and Advantage Alignment.
-    "loqa_ipd": "loqa.py --game ipd --num-seeds 8",
-    "full_ipd": "loqa.py --game ipd --num-seeds 8 --variant full",
-    "alignment_ipd": "loqa.py --game ipd --num-seeds 8 --variant alignment",
+    "loqa_ipd": "loqa.py --game ipd --num-seeds 8 --eval-pairs 64",
+    "full_ipd": "loqa.py --game ipd --num-seeds 8 --eval-pairs 64 --variant full",
+    "alignment_ipd": "loqa.py --game ipd --num-seeds 8 --eval-pairs 64 --variant alignment",
     # The same on a GPU.
     "naive_gpu_ipd": "naive.py --game ipd",
     "lola_gpu_ipd": "lola.py --game ipd",
