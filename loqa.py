@@ -332,7 +332,7 @@ def main(argv=None):
         config.betas,
         jax.device_get(results),
         symbol=r"inverse temperature $\beta$",
-        color="tab:olive",
+        color="goldenrod",
         out=out,
     )
 

@@ -54,6 +54,7 @@ COLORS = {
     "maml": "tab:red",
     "sos": "tab:brown",
     "pola": "tab:olive",
+    "coala": "tab:cyan",
     "mfos": "tab:pink",
     "meva": "tab:blue",
 }
@@ -116,6 +117,21 @@ LEARNED = {  # rows of the polytope: who learned beside whom (names of contestan
     "LOLA beside LOLA": ("lola-taylor-stop", "lola-taylor-stop"),
     "LOLA beside naive": ("lola-taylor-stop", "naive"),
     "naive beside naive": ("naive", "naive"),
+}
+LOLA_AHEAD = {  # runs on the IPD by the steps of the other that are imagined
+    1: "lola_ipd",
+    2: "lola2_ipd",
+    3: "lola3_ipd",
+    5: "lola5_ipd",
+    10: "lola10_ipd",
+    20: "lola20_ipd",
+}
+COALA_AHEAD = {  # by the steps that naive learners take in training
+    1: "coala1_ipd",
+    2: "coala2_ipd",
+    5: "coala5_ipd",
+    10: "coala_ipd",
+    20: "coala20_ipd",
 }
 EPISODES = (128, 512, 2048, 4096)  # of which samples consist
 SAMPLED = {"lola": 10, "meva": 0.95}  # who learns from samples, at which alpha or gamma
@@ -745,6 +761,43 @@ def draw_samples(figure: Figure, runs: dict):
     figure.suptitle(f"{IPD}: learning from samples (points: seeds or models)")
 
 
+def draw_horizons(figure: Figure, runs: dict):
+    """The agent's returns on the IPD by how many steps of the other it looks ahead.
+
+    MeVa looks 1 / (1 - gamma) steps ahead. Points are means over seeds.
+    """
+    figure.set_size_inches(WIDTH, 2.6)
+    axes = figure.subplots(1, 3, sharey=True)
+    meva = runs["meva_ipd"]
+    for axis, (play, (title, _)) in zip(axes, PANELS.items(), strict=True):
+        for alpha, style in ((1, "s:"), (5, "o-")):
+            agents = [
+                runs[name][play][at(runs[name], alpha), ..., 0].mean(axis=1)
+                for name in LOLA_AHEAD.values()
+            ]
+            label = rf"LOLA, $\alpha$ = {alpha}"
+            draw_horizon(axis, list(LOLA_AHEAD), agents, label, style, "lola")
+        agents = [
+            runs[name][play][0, ..., 0].mean(axis=1) for name in COALA_AHEAD.values()
+        ]
+        draw_horizon(axis, list(COALA_AHEAD), agents, "COALA", "^-", "coala")
+        ahead = 1 / (1 - meva["sweep"].astype(float))
+        agents = meva[play][..., 0].mean(axis=2)
+        draw_horizon(axis, ahead, agents, "MeVa", "D-", "meva")
+        axis.set(title=title, xlabel="steps ahead", xscale="log")
+    axes[0].set_ylabel("agent's return per round")
+    axes[1].legend(loc="lower right")
+    figure.suptitle(f"{IPD}: how far ahead is far enough?")
+
+
+def draw_horizon(axis, ahead, agents, label: str, style: str, script: str):
+    """Means and standard errors of agents' returns, (seed,) for each horizon."""
+    means = [of_seeds.mean() for of_seeds in agents]
+    errors = [standard_error(of_seeds) for of_seeds in agents]
+    look = {"color": COLORS[script], "markersize": 3, "capsize": 1.5}
+    axis.errorbar(ahead, means, yerr=errors, fmt=style, label=label, **look)
+
+
 def draw_polytope(figure: Figure, runs: dict):
     """What agents get beside random opponents, and these, while the agents learn.
 
@@ -812,6 +865,10 @@ FIGURES = {  # how each is drawn, and from which runs
     "landscape": (draw_landscape, list(LANDSCAPES)),
     "fields": (draw_fields, list(FIELDS)),
     "polytope": (draw_polytope, ["polytope_ipd"]),
+    "horizons": (
+        draw_horizons,
+        ["meva_ipd", *LOLA_AHEAD.values(), *COALA_AHEAD.values()],
+    ),
     "ablations": (
         draw_ablations,
         [*ABLATIONS, "meva_logistic", "semi_gradient_logistic"],

@@ -230,6 +230,17 @@ SWITCHES = {  # what turns a technique off, by the run's name (see plots.ABLATIO
     "form_v": "--form V",
 }
 
+TD_ERRORS = {  # of the authors' ablations, by the same names: their notebook
+    "all_techniques": 0.0625,
+    "no_exploration": 0.0581,
+    "no_target_network": 0.0486,
+    "lambda_0": 0.0523,
+    "lambda_1": 0.0511,
+    "no_quantiles": 0.0726,
+    "fixed_gamma": 0.2305,
+    "form_v": 0.0564,
+}
+
 # Settings of the authors' tournament, which has a step size for each game.
 AUTHORS_MEVA = (
     "--variant taylor-stop --hidden 128 --blocks 0 --quantiles 64 --model-lr 0.001 "
@@ -268,6 +279,7 @@ def runs_of_models(game: str, step: float) -> dict[str, str]:
     runs[f"authors/maml_{game}"] = (
         f"maml.py --game {game} --num-seeds 8 {steps} --model-lr 0.1"
     )
+    runs[f"authors/coala_{game}"] = f"coala.py --game {game} --num-seeds 8"
     of_meva = f"{seeds} {steps} --alpha {step:g} {AUTHORS_MEVA}"
     runs[f"authors/meva_{game}"] = f"meva.py --game {game} {of_meva}"
     seats = [game]
@@ -2076,7 +2088,10 @@ def table_of_devices(runs: dict[str, Results]) -> str:
 
 
 def table_of_ablations(runs: dict[str, Results]) -> str:
-    """Returns on the IPD with one technique of Section 4 changed."""
+    """Returns on the IPD, and TD errors, with one technique of Section 4 changed.
+
+    A TD error is the mean over the last fifty outer loops.
+    """
     rows = []
     for name, label in ABLATIONS.items():
         if name not in runs:
@@ -2086,10 +2101,12 @@ def table_of_ablations(runs: dict[str, Results]) -> str:
         own = spread(results["self_play"][i, ..., 0].mean(axis=1))
         response = over_models(results, "best_response", i)
         learner = over_models(results, "versus_naive", i)
+        error = spread(results["td_error"][:, -50:].mean(axis=1), digits=4)
         switch = f"`{SWITCHES[name]}`" if SWITCHES[name] else ""
-        rows.append((label, own, response, learner, switch))
+        theirs = f"{TD_ERRORS[name]:.4f}"
+        rows.append((label, own, response, learner, error, theirs, switch))
     beside = ("agent : best response", "agent : naive learner")
-    return table(("", "self-play", *beside, "switch"), rows)
+    return table(("", "self-play", *beside, "TD error", "authors", "switch"), rows)
 
 
 def table_of_final_layers(runs: dict[str, Results]) -> str:

@@ -52,6 +52,7 @@ import cola
 import games
 import hola
 import lola
+import loqa
 import maml
 import meva
 import mfos
@@ -6615,6 +6616,11 @@ def test_rules_hand_their_settings_on():
     with mock.patch.object(lola, "lola_gradient", return_value=1) as function:
         everyone["lola-taylor-stop"].step(x)
     assert function.call_args.kwargs == {"variant": "taylor-stop"}
+    rules = {"loqa": "loqa", "loqa-full": "full", "alignment": "alignment"}
+    for name, variant in rules.items():
+        with mock.patch.object(loqa, "loqa_gradient", return_value=3) as function:
+            np.testing.assert_allclose(everyone[name].step(x), x + 1.5)
+        function.assert_called_once_with(game, x, 2.0, variant)
 
 
 def test_each_seat_has_its_model_and_meva_its_gamma():
@@ -6648,7 +6654,8 @@ def test_the_kept_models_can_take_part(name, protocol):
         assert kept == list(tournament.TRAINED)
         assert not missing
     else:
-        expected = {"ipd": ["cola", "maml", "meva"], "imp": ["meva"], "chicken": []}
+        of_ipd = ["cola", "maml", "coala", "meva"]
+        expected = {"ipd": of_ipd, "imp": ["meva"], "chicken": []}
         assert kept == expected[name]
 
 
@@ -6667,6 +6674,18 @@ def test_m_maml_starts_where_it_chose_and_has_two_step_sizes():
     np.testing.assert_allclose(found, expected, 1e-5)
 
 
+def test_coalas_agents_stand_still_where_they_were_trained_to():
+    game = GAMES["imp"]
+    starts = np.arange(30, dtype=np.float32).reshape(3, 2, 5)
+    runs = {"coala": plots.Results({"params/policy": starts})}
+    protocol = tournament.Protocol(lr=9.0, alpha=9.0, gamma=0.9, steps=9)
+    coala_s = tournament.contestants(game, protocol, runs)["coala"]
+    np.testing.assert_array_equal(coala_s.starts, starts)
+    assert coala_s.models is None
+    x = game.init(jax.random.key(0))
+    np.testing.assert_array_equal(coala_s.step(x), x)
+
+
 def next_policies(game, name, model, x, gammas):
     """Both players' next policies if both follow this rule, by the scripts alone."""
     if name == "mfos":
@@ -6681,6 +6700,7 @@ def next_policies(game, name, model, x, gammas):
 
 
 RULES_OF_TOURNAMENT = ["naive", "lola", "lola-taylor-stop", "hola2", "sos", "pola"]
+RULES_OF_TOURNAMENT += ["loqa", "loqa-full", "alignment"]
 
 
 @slow

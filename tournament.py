@@ -44,9 +44,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+import coala
 import cola
 import hola
 import lola
+import loqa
 import maml
 import meva
 import mfos
@@ -80,10 +82,17 @@ from plots import (
 
 TRIALS = 1024
 BATCH = 16  # trials at a time: where POLA climbs, all of a batch wait for the longest
-SCRIPTS = {"cola": cola, "maml": maml, "meva": meva, "mfos": mfos}  # that train
+SCRIPTS = {  # that train
+    "cola": cola,
+    "maml": maml,
+    "coala": coala,
+    "meva": meva,
+    "mfos": mfos,
+}
 TRAINED = (  # script-opponent
     "cola",
     "maml",
+    "coala",
     "meva",
     "meva-naive",
     "meva-lola",
@@ -172,6 +181,10 @@ def untrained(game: Game, protocol: Protocol) -> dict[str, Contestant]:
         beta = 1 / protocol.lr
         return pola.pola_step(f, x, alpha, beta, distance)
 
+    def follow_loqa(x, variant):
+        beta = game.rules.lr  # 2 on the IPD; less where payoffs are larger
+        return x + protocol.lr * loqa.loqa_gradient(game, x, beta, variant)
+
     return {
         "naive": Contestant(follow_naive),
         "lola": Contestant(follow_lola),
@@ -179,6 +192,9 @@ def untrained(game: Game, protocol: Protocol) -> dict[str, Contestant]:
         "hola2": Contestant(follow_hola),
         "sos": Contestant(follow_sos),
         "pola": Contestant(follow_pola),
+        "loqa": Contestant(partial(follow_loqa, variant="loqa")),
+        "loqa-full": Contestant(partial(follow_loqa, variant="full")),
+        "alignment": Contestant(partial(follow_loqa, variant="alignment")),
     }
 
 
@@ -210,6 +226,8 @@ def trained(
             return x + step_size[:, None] * naive.naive_gradient(game.f, x)
 
         return Contestant(follow_maml, sizes, starts=runs[name]["params/policy"])
+    if script == "coala":  # its agents stand still
+        return Contestant(lambda x: x, starts=runs[name]["params/policy"])
 
     config, models = load_models(script, runs[name], game)
     if f"{name}+swapped" in runs:  # a model for each seat
