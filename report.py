@@ -1795,7 +1795,7 @@ ALGORITHMS = {
         "20 s",
     ),
     "sos": Algorithm(
-        "SOS, and 6 relatives",
+        "SOS, and 7 relatives",
         "Letcher et al. 2019",
         "LOLA, as far as it does no harm",
         "sos_ipd",

@@ -20,7 +20,8 @@ where H_o is H with zeros for the blocks H_11 and H_22. With p = 0 this is LookA
 with p = 1 LOLA (`lola.py --variant taylor`). SOS takes the p of their Algorithm 1. They
 show, for a small alpha, that it converges locally to stable fixed points (Thm. 4), that
 it converges to nothing but fixed points (Prop. 5), and that it almost surely avoids
-strict saddles (Thm. 6). `--variant` has related methods.
+strict saddles (Thm. 6). `--variant` has related methods. One of them, `stackelberg`, is
+not the same in both seats: player 1 leads.
 
     python sos.py --game ipd        20 seconds on two cores
     python sos.py --game tandem     10 seconds
@@ -115,6 +116,7 @@ class Config:
             "extragradient",
             "cgd",
             "lss",
+            "stackelberg",
         ],
     )
     eval_pairs: int = flag(256, "policy pairs for each alpha and seed", 1, 100_000)
@@ -257,6 +259,31 @@ def lss(f, x, alpha):
     return g + transposed_times(solution)
 
 
+def stackelberg(f, x, alpha):
+    """(g_1 - H_21^T H_22^-1 df_1/dx_2, g_2): player 1 leads; no alpha.
+
+    Fiez, Chasnov and Ratliff (2020), Implicit Learning Dynamics in Stackelberg Games.
+    The best answer to x_1 changes with x_1 by -H_22^-1 H_21. If x_2 is that answer, row
+    1 is the derivative of f_1 with the answer's change. Player 2 learns naively.
+
+    H_22 should be negative definite. Where it has positive eigenvalues the formula is
+    the same, but what the leader expects is not a best answer. The inverse is the
+    pseudo-inverse: where H_22 = 0 the leader is naive, and a parameter that f ignores
+    changes nothing. Near a singular H_22 its steps can be very long. In their code for
+    networks a multiple of I is added to H_22.
+    """
+    n = x.shape[1]
+    H = jacobian(f, x)
+    inverse = jnp.linalg.pinv(H[n:, n:], rtol=1e-5)
+    # The simultaneous gradient of (f_2, f_1): rows are df_2/dx_1 and df_1/dx_2.
+    influence = simultaneous_gradient(lambda x: f(x)[::-1], x)
+    # Sums, not products of matrices, whose factors a GPU rounds to 10 bits.
+    solution = (inverse * influence[1]).sum(axis=1)
+    expected = -(H[n:, :n] * solution[:, None]).sum(axis=0)
+    g = simultaneous_gradient(f, x)
+    return g.at[0].add(expected.astype(x.dtype))
+
+
 VARIANTS = {
     "sos": sos,
     "lookahead": lookahead,
@@ -265,6 +292,7 @@ VARIANTS = {
     "extragradient": extragradient,
     "cgd": cgd,
     "lss": lss,
+    "stackelberg": stackelberg,
 }
 
 
@@ -278,7 +306,7 @@ def sos_gradient(
       x: joint policy, (2, n).
       alpha: look-ahead step, (), or one for each player, (2,). For consensus it is that
         paper's gamma, for SGA its lambda; in published code they are 1, which is 25
-        here on the IPD. At 0 all but LSS are the naive gradient.
+        here on the IPD. At 0 all but LSS and Stackelberg's are the naive gradient.
       variant: a key of `VARIANTS`; ValueError if it is none.
       scale: SOS's b and SGA's offset are absolute numbers, meant for returns that are
         not normalised. With scale = 1 / (1 - discount) they are compared with

@@ -1698,6 +1698,9 @@ def sos_by_matrices(x, alphas, scale=1.0):
     p_1, p_2 = sos_p_by_hand(xi, xi_0, -alpha * chi)
     A = (H - H.T) / 2
     aligned = (xi @ H.T @ xi) * (A.T @ xi @ H.T @ xi) / 4
+    # H_22 is singular in one case, and in another one so nearly that it counts as such.
+    inverse = np.linalg.pinv(H[2:, 2:], rcond=1e-5)
+    led = H[2:, :2].T @ inverse @ slopes[0, 2:]
     directions = {
         "sos": xi_0 - min(p_1, p_2) * alpha * chi,
         "lookahead": xi_0,
@@ -1706,6 +1709,7 @@ def sos_by_matrices(x, alphas, scale=1.0):
         "extragradient": xi_at(x.ravel() - alpha * xi),
         "cgd": np.linalg.inv(np.eye(4) + alpha[:, None] * H_o) @ xi,
         "lss": xi + H.T @ np.linalg.inv(H) @ xi,
+        "stackelberg": xi - np.append(led, [0, 0]),
     }
     rows = {name: -one.reshape(2, 2) / scale for name, one in directions.items()}
     return rows, {"p_1": p_1, "p_2": p_2, "|xi|": np.linalg.norm(xi), "sga": aligned}
@@ -1767,6 +1771,139 @@ def test_soss_family_and_its_derivatives_are_finite_where_nobody_moves(of_both):
         np.testing.assert_array_equal(rows, 0, err_msg=variant)
     for slope in slopes:  # by x and by alpha
         assert np.isfinite(slope).all()
+
+
+@partial(jax.jit, static_argnums=0)
+def stackelberg(f, x, alpha=0.0):
+    return sos.sos_gradient(f, x, alpha, "stackelberg")
+
+
+LINKS = np.array([[1.0, -2.0, 0.5], [0.3, 0.8, -1.0], [2.0, 0.1, 0.7]])
+BENDS = np.array([[2.0, 0.5, -0.3], [0.5, 1.0, 0.2], [-0.3, 0.2, 1.5]])
+
+
+def led_returns(x):
+    """Player 2's return is strictly concave in x_2; `best_answer` has its maximum."""
+    leader, follower = x
+    return_1 = leader @ LINKS @ follower - (leader**2).sum() + (follower**3).sum()
+    return_2 = follower @ LINKS @ leader**2 - follower @ BENDS @ follower / 2
+    return jnp.stack([return_1, return_2])
+
+
+def best_answer(leader):
+    return np.linalg.solve(BENDS, LINKS @ leader**2)
+
+
+def test_stackelbergs_leader_ascends_what_it_gets_after_the_best_answer():
+    """By finite differences through the best answer, in float64, at any alpha."""
+
+    def return_of_leader(leader):
+        return led_returns((leader, best_answer(leader)))[0]
+
+    with jax.enable_x64(True):
+        for leader in np.random.default_rng(0).normal(size=(3, 3)):
+            x = np.stack([leader, best_answer(leader)])
+            found = stackelberg(led_returns, x, ALPHAS)
+            expected = difference(return_of_leader, leader)
+            np.testing.assert_allclose(found[0], expected, rtol=1e-7)
+            np.testing.assert_allclose(found[1], 0, atol=1e-12)
+            # Off the best answer, player 2 learns naively.
+            x = np.stack([leader, leader[::-1]])
+            naive_gradient = simultaneous_gradient(led_returns, x)
+            found = stackelberg(led_returns, x, ALPHAS)
+            np.testing.assert_array_equal(found[1], naive_gradient[1])
+
+
+MARKETS = np.float32([1, 2])
+
+
+def cournot(x):
+    """Each player sells in two markets. What both sell in one lowers its price."""
+    return (x * (MARKETS - x.sum(axis=0))).sum(axis=1)
+
+
+def test_stackelbergs_leader_sells_a_half_where_naive_players_sell_a_third():
+    """Its follower sells a quarter. The leader is player 1 whoever plays beside it."""
+
+    def leads(x):
+        return x + 0.1 * stackelberg(cournot, x)
+
+    def naive_rule(x):
+        return x + 0.1 * simultaneous_gradient(cournot, x)
+
+    thirds = np.stack([MARKETS / 3, MARKETS / 3])
+    led = np.stack([MARKETS / 2, MARKETS / 4])
+    cases = (
+        (naive_rule, thirds),
+        (leads, led),
+        (games.beside(leads, naive_rule, 0), led),
+        (games.beside(leads, naive_rule, 1), thirds),
+    )
+    starts = jax.random.normal(jax.random.key(0), (4, 2, 2))
+    for step, expected in cases:
+        ends = jax.vmap(lambda x: games.follow(step, x, 300))(starts)
+        np.testing.assert_allclose(ends, np.stack([expected] * 4), rtol=1e-5)
+
+
+WITHOUT_A_BEST_ANSWER = {  # as H_22 is 0: the leader is naive
+    "constant": lambda x: 0 * x[:, 0],
+    "linear": lambda x: x @ jnp.array([1, -2], x.dtype),
+    "bilinear": lambda x: jnp.stack([x[0] @ x[1], -x[0] @ x[1]]),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_A_BEST_ANSWER)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+def test_stackelbergs_leader_is_naive_where_there_is_no_best_answer(name, dtype):
+    f = WITHOUT_A_BEST_ANSWER[name]
+    with jax.enable_x64(True):
+        x = jnp.array(np.stack([X, -X, 0 * X]), dtype)
+        found = jax.vmap(partial(stackelberg, f))(x)
+        assert found.dtype == dtype
+        expected = jax.vmap(partial(simultaneous_gradient, f))(x)
+        np.testing.assert_array_equal(found, expected)
+        slopes = jax.grad(lambda x: stackelberg(f, x).sum())(x[0])
+        assert np.isfinite(slopes).all()
+
+
+def test_stackelbergs_leader_expects_an_answer_of_those_parameters_that_have_one():
+    """f_1 is x_21 + x_22. The answer of x_21 is x_11; x_22 is linear or is ignored."""
+    for weight in (0.0, 3.0):
+
+        def f(x):
+            own, other = x
+            return_2 = other[0] * own[0] - other[0] ** 2 / 2 + weight * other[1]
+            return jnp.stack([other.sum(), return_2])
+
+        found = stackelberg(f, np.float32([[2, 3], [5, 7]]))
+        np.testing.assert_allclose(found, [[1, 0], [2 - 5, weight]], rtol=1e-6)
+
+
+def test_stackelbergs_leader_on_stackelberg():
+    """It comes as near to its best, 11/3 : 2/3, as its follower is sure of D.
+
+    With p and q the chances of C: where f_2 is concave, p > 1/3 and q < 1/2, p tends to
+    1/3 + 2 q, and q to 1 / sqrt(12 t). Other starts can lead to the 2 : 1 of naive
+    learners, as the last one does.
+    """
+    f = GAMES["stackelberg"].f
+    x = random_policies(GAMES["stackelberg"], 20)
+    p, q = np.moveaxis(np.asarray(jax.nn.sigmoid(x), float)[..., 0], 1, 0)
+    answer = 6 * q * (1 - q) / ((1 - 3 * p) * (1 - 2 * q))
+    found = jax.vmap(partial(stackelberg, f))(x)
+    np.testing.assert_allclose(found[:, 0, 0], -p * (1 - p) * (1 + answer), rtol=1e-3)
+
+    def step(x):
+        return x + 0.1 * stackelberg(f, x)
+
+    starts = np.float32([[0, -1], [2, -0.5], [-0.5, -3], [-2, -1]])[..., None]
+    ends = jax.vmap(lambda x: games.follow(step, x, 20_000))(starts)
+    returns = jax.vmap(f)(ends)
+    q = (12 * 0.1 * 20_000) ** -0.5
+    assert q < 0.007
+    near = [11 / 3 - 4 * q, 2 / 3 + 4 * q]
+    np.testing.assert_allclose(returns[:3], [near] * 3, atol=2e-3)
+    np.testing.assert_allclose(returns[3], [2, 1], atol=2e-3)
 
 
 PUBLISHED_LOSSES = {
@@ -3580,11 +3717,13 @@ LOOK_AHEAD = pytest.mark.parametrize("steps", [1, 2, pytest.param(3, marks=slow)
 
 @LOOK_AHEAD
 def test_players_take_their_directions_with_them_if_they_exchange_seats(steps):
+    """All but Stackelberg's, which has its leader in the first seat."""
     with jax.enable_x64(True):
         for x in np.random.default_rng(0).normal(size=(4, 2, 2)):
             here = directions(NUMBERS, x, ALPHAS, steps)
             there = directions(NUMBERS[::-1], x[::-1], ALPHAS[::-1], steps)
-            for name, rows in here.items():
+            for name in here.keys() - {"sos stackelberg"}:
+                rows = here[name]
                 assert np.abs(rows[0] - rows[1]).max() > 0.01, name
                 same = partial(np.testing.assert_allclose, rtol=1e-9, err_msg=name)
                 same(there[name], rows[::-1])
@@ -5220,17 +5359,18 @@ def test_no_kind_of_game_multiplies_matrices_in_what_players_get(name):
 
 
 def test_lola_and_soss_family_are_not_rounded_on_a_gpu():
-    """Of them only CGD and LSS multiply matrices."""
+    """Of them only those that invert matrices multiply them."""
     f = GAMES["logistic"].f
+    inverting = ["cgd", "lss", "stackelberg"]
 
     def without_products(x):
         found = [lola.lola_gradient(f, x, 1.0, variant) for variant in lola.SURROGATES]
-        for variant in sorted({*sos.VARIANTS} - {"cgd", "lss"}):
+        for variant in sorted({*sos.VARIANTS} - {*inverting}):
             found.append(sos.sos_gradient(f, x, 1.0, variant))
         return found
 
     def with_products(x):
-        return [sos.sos_gradient(f, x, 1.0, variant) for variant in ("cgd", "lss")]
+        return [sos.sos_gradient(f, x, 1.0, variant) for variant in inverting]
 
     x = jnp.zeros((2, 1))
     assert not products(lower_for_a_gpu(without_products, x))
