@@ -68,6 +68,7 @@ import numpy as np
 
 from games import (
     Game,
+    at_least_float32,
     checked_policies,
     eliminate,
     evaluate_game,
@@ -183,7 +184,7 @@ def influence(game: Game, x: jax.Array, i: int, beta, variant: str) -> jax.Array
     is 0. So each variant is a sum over pairs of rounds k < t: a weight of what happened
     at k, discounted from k to t, times A_j at t. Only weight and discount differ.
     """
-    log_odds = game.log_odds(x)
+    log_odds = at_least_float32(game.log_odds(x))
     memory = memory_of(log_odds)
     discount = game.rules.discount
 
@@ -193,8 +194,8 @@ def influence(game: Game, x: jax.Array, i: int, beta, variant: str) -> jax.Array
     # j sees the same rounds with its own action first: its row for what i sees.
     other = jax.lax.stop_gradient(cooperates[1 - i])[seen_by_the_other(memory)]
     pi_j = chances(other)[:, :, None]  # (o, b, 1)
-    payoffs = jnp.asarray(game.rules.payoffs, x.dtype)  # of DD, CD, DC, CC for player 1
-    payoffs = payoffs.reshape(2, 2, 2)  # (player, b, a), if i is player 1
+    # Of DD, CD, DC, CC for player 1: (player, b, a), if i is player 1.
+    payoffs = jnp.asarray(game.rules.payoffs, log_odds.dtype).reshape(2, 2, 2)
     if i == 1:
         payoffs = payoffs.swapaxes(1, 2)
 
@@ -203,7 +204,7 @@ def influence(game: Game, x: jax.Array, i: int, beta, variant: str) -> jax.Array
     follows = next_observations(memory).reshape(-1, 2, 2)  # (o, b, a), indices
     is_next = follows[..., None] == np.arange(len(follows))  # (o, b, a, o)
     transition = (joint[..., None] * is_next).sum(axis=(1, 2))  # (o, o)
-    identity = jnp.eye(len(follows), dtype=x.dtype)
+    identity = jnp.eye(len(follows), dtype=log_odds.dtype)
 
     def values(payoff):
         """Discounted sums from an observation on, (o,), and by both actions there."""

@@ -2266,6 +2266,18 @@ def test_loqa_without_beta_is_naive_learning_and_goes_with_its_players():
             same(rows_of_all(swapped, x[::-1], 0.7), here[:, ::-1])
 
 
+def test_loqa_is_computed_in_float32_at_least():
+    """In bfloat16, with its 8 bits, linear systems would leave nothing of it."""
+    game = GAMES["ipd"]
+    x = random_policies(game, 1)[0].astype(jnp.bfloat16)
+    found = jax.jit(loqa.loqa_gradient, static_argnums=(0, 3))(game, x, 1.0, "full")
+    assert found.dtype == jnp.bfloat16
+    with jax.enable_x64(True):
+        expected = loqa.loqa_gradient(game, np.array(x, np.float64), 1.0, "full")
+    atol = 0.01 * np.abs(expected).max()
+    np.testing.assert_allclose(np.array(found, float), expected, rtol=0, atol=atol)
+
+
 def test_what_becomes_of_loqa_on_the_ipd():
     """Reciprocity by `full`; by LOQA's factor cooperation whatever the other does."""
     game = GAMES["ipd"]
