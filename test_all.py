@@ -2302,6 +2302,28 @@ def test_what_becomes_of_loqa_on_the_ipd():
     same(beside_best, [[(-1, -1), (-2.95, -0.08)]] * 6)
 
 
+@slow
+def test_what_loqas_docstring_says_of_the_ipd():
+    """Returns, the agent's first."""
+    said = {
+        ("full", 2.0, "self_play"): (-1.0, -1.0),
+        ("full", 2.0, "exact_best_response"): (-1.0, -1.0),
+        ("full", 2.0, "versus_naive"): (-0.55, -2.0),
+        ("loqa", 10.0, "self_play"): (-1.05, -1.05),
+        ("loqa", 10.0, "exact_best_response"): (-2.94, -0.1),
+    }
+
+    @functools.cache
+    def results_of(variant, beta):
+        config = loqa.make_config(variant=variant, betas=[beta], eval_pairs=64)
+        run = partial(loqa.evaluate, game=GAMES["ipd"], config=config)
+        return long_running(run)(jax.random.key(0))
+
+    for (variant, beta, play), expected in said.items():
+        found = results_of(variant, beta)[play].mean(axis=(0, 1))
+        np.testing.assert_allclose(found, expected, atol=0.03, err_msg=play)
+
+
 def test_betas_of_loqa_go_with_payoffs_as_step_sizes_do():
     """On Chicken, where losses are 50 times as large as on the IPD, a twentieth."""
     betas = np.array(loqa.make_config("ipd").betas)
