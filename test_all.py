@@ -2177,15 +2177,28 @@ def alignment_by_histories(rules, play, beta, rounds):
     return total
 
 
+def policies_of_loqa(game):
+    return np.random.default_rng(0).normal(size=(2, game.n))
+
+
+@functools.cache
+def rows_of_loqa(name, variant, beta):
+    """Of both players; of naive learning if there is no variant. In float64. (2, n)"""
+    game = games.find_game(name)
+    x = policies_of_loqa(game)
+    if variant is None:
+        return naive.naive_gradient(game.f, x)
+    return loqa.loqa_gradient(game, x, beta, variant)
+
+
 def cases_of_loqa(kind):
-    """Games and policies; of each player i its log-odds, the other's and their play.
+    """Games, and of each player i its log-odds, the other's and their play.
 
     Also a function that takes what is by log-odds of i to what is by x_i.
     """
     for name in PLAYED_BY_LOQA[kind]:
         game = games.find_game(name)
-        x = np.random.default_rng(0).normal(size=(2, game.n))
-        log_odds, pull_back = jax.vjp(game.log_odds, x)
+        log_odds, pull_back = jax.vjp(game.log_odds, policies_of_loqa(game))
         log_odds = np.array(log_odds)
 
         def by_x(i, slopes):
@@ -2194,7 +2207,7 @@ def cases_of_loqa(kind):
         for i in (0, 1):
             own, other = log_odds[i], log_odds[1 - i]
             play = play_of(game.rules, i, own, other)
-            yield game, x, i, own, other, play, partial(by_x, i)
+            yield game, i, own, other, play, partial(by_x, i)
 
 
 def assert_close(found, expected, game):
@@ -2207,13 +2220,13 @@ def assert_close(found, expected, game):
 @pytest.mark.parametrize("variant", ["loqa", "full"])
 def test_loqa_ascends_the_log_of_its_model(variant, kind):
     with jax.enable_x64(True):
-        for game, x, i, own, other, _, by_x in cases_of_loqa(kind):
+        for game, i, own, other, _, by_x in cases_of_loqa(kind):
             beta = 0.3 * game.rules.lr
 
             def ascended(new):
                 return normalised(game.rules, i, new, own, other, beta, variant)
 
-            found = loqa.loqa_gradient(game, x, beta, variant)[i]
+            found = rows_of_loqa(game.name, variant, beta)[i]
             assert_close(found, by_x(difference(ascended, own)), game)
 
 
@@ -2221,7 +2234,7 @@ def test_loqa_ascends_the_log_of_its_model(variant, kind):
 def test_alignment_and_full_loqa_are_sums_over_pairs_of_rounds(kind):
     """They differ by whose actions A_i(k) is of, and by how far apart rounds count."""
     with jax.enable_x64(True):
-        for game, x, i, _, _, play, by_x in cases_of_loqa(kind):
+        for game, i, _, _, play, by_x in cases_of_loqa(kind):
             beta = 0.3 * game.rules.lr
             pairs = partial(pair_sum, game.rules, play)
             of_both = play.q[0] - play.v[0, :, None]
@@ -2229,41 +2242,36 @@ def test_alignment_and_full_loqa_are_sums_over_pairs_of_rounds(kind):
             aligned = pairs(of_both, game.rules.discount)
             full = pairs(of_b[:, [0, 0, 1, 1]], 1.0)  # OUTCOMES have j's D, D, C, C
 
-            naive_row = naive.naive_gradient(game.f, x)[i]
+            naive_row = rows_of_loqa(game.name, None, 0.0)[i]
             for variant, slopes in (("alignment", aligned), ("full", full)):
-                found = loqa.loqa_gradient(game, x, beta, variant)[i]
+                found = rows_of_loqa(game.name, variant, beta)[i]
                 assert_close(found, naive_row + beta * by_x(slopes), game)
 
 
 def test_alignment_by_its_definition():
     """From histories of seven rounds, which leave out 7 discount^7 or so."""
     with jax.enable_x64(True):
-        for game, x, i, _, _, play, by_x in cases_of_loqa("short"):
+        for game, i, _, _, play, by_x in cases_of_loqa("short"):
             slopes = alignment_by_histories(game.rules, play, beta=2.0, rounds=7)
-            found = loqa.loqa_gradient(game, x, 2.0, "alignment")[i]
-            shaped = found - naive.naive_gradient(game.f, x)[i]
+            found = rows_of_loqa(game.name, "alignment", 2.0)[i]
+            shaped = found - rows_of_loqa(game.name, None, 0.0)[i]
             assert np.abs(shaped).max() > 0.02
             np.testing.assert_allclose(found, by_x(slopes), rtol=0, atol=1e-5)
 
 
-def rows_of_all(game, x, beta):
-    """Of all variants. (3, 2, n)"""
-    variants = ("loqa", "full", "alignment")
-    return np.stack([loqa.loqa_gradient(game, x, beta, each) for each in variants])
-
-
-def test_loqa_without_beta_is_naive_learning_and_goes_with_its_players():
-    x = np.random.default_rng(0).normal(size=(2, 5))
+@pytest.mark.parametrize("name", ["imp", "bach_or_stravinsky+skewed"])
+def test_loqa_without_beta_is_naive_learning_and_goes_with_its_players(name):
+    swapped = games.find_game(name + "+swapped")
     with jax.enable_x64(True):
-        for name in ("imp", "bach_or_stravinsky+skewed"):
-            game, swapped = games.find_game(name), games.find_game(name + "+swapped")
-            naive_rows = naive.naive_gradient(game.f, x)
-            same = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
-            for rows in rows_of_all(game, x, 0.0):
-                same(rows, naive_rows)
-            here = rows_of_all(game, x, 0.7)
+        naive_rows = rows_of_loqa(name, None, 0.0)
+        same = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
+        for variant in ("loqa", "full", "alignment"):
+            same(rows_of_loqa(name, variant, 0.0), naive_rows)
+            here = rows_of_loqa(name, variant, 0.6)
             assert (np.abs(here - naive_rows).max(axis=-1) > 0.001).all()
-            same(rows_of_all(swapped, x[::-1], 0.7), here[:, ::-1])
+            x = policies_of_loqa(swapped)[::-1]
+            there = loqa.loqa_gradient(swapped, x, 0.6, variant)
+            same(there, here[::-1])
 
 
 def test_loqa_is_computed_in_float32_at_least():
