@@ -11,30 +11,35 @@
 """LOQA: shape an opponent that prefers actions by their values; Advantage Alignment.
 
 Aghajohari et al. (2024), LOQA: Learning with Opponent Q-Learning Awareness, in exact
-form. Player i does not ask how its opponent j learns. It takes j to play a softmax of
-action values,
+form. Player i does not ask how its opponent j learns. It assumes that j plays a softmax
+of action values,
 
     model of j:  m(b | s) = exp(beta Q_j(s, b)) / sum over b' of exp(beta Q_j(s, b')),
 
-where s is what was seen, b an action of j, and Q_j(s, b) what j gets from there on with
-both policies as they are. i acts on Q_j, and so on what j prefers. It follows
+where s is what i has seen of the rounds before, b an action of j, and Q_j(s, b) the
+discounted sum of j's rewards if it does b now and both then play their policies. By its
+own policy i acts on Q_j, and so on what j prefers. Player i follows
 
-    g_i + mean of sum over t of discount^t A_i(s_t, b_t) d/dx_i log m(b_t | s_t)
+    g_i + (1 - discount) mean of
+        sum over t of discount^t A_i(s_t, b_t) d/dx_i log m(b_t | s_t)
 
-with g_i the derivative of f_i by x_i, and A_i(s, b) the advantage for i if j does b: by
-how much its value is above the mean over b. The game is played with j's real policy.
-With beta = 0 this is naive learning. `--variant` takes
+with g_i the derivative of f_i by x_i, and A_i(s, b) the advantage for i if j does b:
+its value less the mean value over j's actions. The mean is over games between both
+players' real policies: the model is only differentiated. With beta = 0 this is naive
+learning. `--variant` takes
 
-    loqa        LOQA: of m only the value of the action that was taken depends on x_i.
-                The other one is held constant, and so a factor 1 - m(b | s) appears.
-    full        Both values depend on x_i. Then the factor falls out of the mean.
+    loqa        LOQA as published: in m only the value of the action b that was taken
+                depends on x_i. The other value is held constant, and so the derivative
+                of log m has a factor 1 - m(b | s).
+    full        Both values depend on x_i. Then there is no such factor in the mean.
     alignment   Advantage Alignment (Duque et al., 2024), which has no model of j: the
                 policy gradient, in which the advantage A_i(s_t, a_t, b_t) becomes
 
                 A_i(t) + beta (sum over k < t of discount^(t - k) A_i(k)) A_j(t).
 
-                It is `full`, but that A_i(k) is also of i's own action, and that what
-                is far apart counts less: the sum over t has a discount^t as well.
+                It is `full`, but for two things. A_i(k) is of i's action as well as of
+                j's. And a pair of rounds k < t weighs discount^t discount^(t - k), in
+                `full` discount^t: rounds that are far apart count less.
 
     python loqa.py --game ipd                      15 seconds on two cores
     python loqa.py --game ipd --variant alignment  the same
@@ -47,11 +52,11 @@ whatever the other does: a best response leaves them -2.94. Where m(b | s) is ne
 factor is near 0: if j prefers to defect, i rewards its cooperation, and does not punish
 its defection.
 
-The authors sample episodes, and learn Q_j; all is exact here. Their beta is 1. It is
-for sums of rewards, which are not multiplied by 1 - discount, here as well. As in their
-code x_i acts on Q_j(s_t, b_t) by what i does from t + 1 on: what it does at t, it does
-before it knows b_t. Games have to be iterated. A run prints a table and writes
-results/loqa_GAME.npz and figures/loqa_GAME.png.
+The authors sample episodes, and learn Q_j; all is exact here. Their beta is 1. Q_j is a
+sum of rewards, not multiplied by 1 - discount as returns are, there and here. As in
+their code x_i acts on Q_j(s_t, b_t) by what i does from round t + 1 on. Its action of
+round t, which cannot answer b_t, is held constant. Games have to be iterated. A run
+prints a table and writes results/loqa_GAME.npz and figures/loqa_GAME.png.
 """
 
 import argparse
@@ -63,6 +68,7 @@ import numpy as np
 
 from games import (
     Game,
+    at_least_float32,
     checked_policies,
     eliminate,
     evaluate_game,
@@ -164,38 +170,41 @@ def chances(cooperates: jax.Array) -> jax.Array:
 def influence(game: Game, x: jax.Array, i: int, beta, variant: str) -> jax.Array:
     """A number whose gradient by x_i is what player i follows beside g_i. ().
 
-    Arguments are those of `loqa_gradient`, and the player, 0 or 1.
+    Arguments are those of `loqa_gradient`, and the player, 0 or 1. Only the gradient
+    has a meaning.
 
-    The policy-gradient theorem says how x_i acts on j's value of b,
+    The policy-gradient theorem says how x_i acts on j's value of b_k, by i's actions of
+    all rounds t > k:
 
         d/dx_i Q_j(s_k, b_k) = mean of sum over t > k of
-            discount^(t - k) A_j(s_t, a_t) d/dx_i log pi_i(a_t | s_t),
+            discount^(t - k) A_j(s_t, a_t) d/dx_i log pi_i(a_t | s_t).
 
-    and d/dx_i log m = beta d/dx_i Q_j, times 1 - m where the other action's value is held
-    constant. So all variants are sums over two rounds, k < t, of a weight of what
-    happened at k and A_j at t. They differ by the weight, and by what happens to it from
-    k to t.
+    In `loqa` d/dx_i log m is beta (1 - m) times that. In `full` it is beta times that,
+    less what is the same for both b, which falls out, as the mean over b of A_i(s, b)
+    is 0. So each variant is a sum over pairs of rounds k < t: a weight of what happened
+    at k, discounted from k to t, times A_j at t. Only weight and discount differ.
     """
-    log_odds = game.log_odds(x)
+    log_odds = at_least_float32(game.log_odds(x))
     memory = memory_of(log_odds)
     discount = game.rules.discount
 
     cooperates = jax.nn.sigmoid(log_odds)
     own = chances(cooperates[i])  # (o, a); all that is differentiated
     pi_i = jax.lax.stop_gradient(own)[:, None, :]  # (o, 1, a)
-    seen = jax.lax.stop_gradient(cooperates[1 - i])[seen_by_the_other(memory)]
-    pi_j = chances(seen)[:, :, None]  # (o, b, 1)
-    payoffs = jnp.asarray(game.rules.payoffs, x.dtype)  # of DD, CD, DC, CC for player 1
-    payoffs = payoffs.reshape(2, 2, 2)  # (player, b, a), if i is player 1
+    # j sees the same rounds with its own action first: its row for what i sees.
+    other = jax.lax.stop_gradient(cooperates[1 - i])[seen_by_the_other(memory)]
+    pi_j = chances(other)[:, :, None]  # (o, b, 1)
+    # Of DD, CD, DC, CC for player 1: (player, b, a), if i is player 1.
+    payoffs = jnp.asarray(game.rules.payoffs, log_odds.dtype).reshape(2, 2, 2)
     if i == 1:
         payoffs = payoffs.swapaxes(1, 2)
 
-    # The chain of observations.
+    # The chain of observations: the chance to see one after another.
     joint = pi_j * pi_i  # (o, b, a)
     follows = next_observations(memory).reshape(-1, 2, 2)  # (o, b, a), indices
     is_next = follows[..., None] == np.arange(len(follows))  # (o, b, a, o)
     transition = (joint[..., None] * is_next).sum(axis=(1, 2))  # (o, o)
-    identity = jnp.eye(len(follows), dtype=x.dtype)
+    identity = jnp.eye(len(follows), dtype=log_odds.dtype)
 
     def values(payoff):
         """Discounted sums from an observation on, (o,), and by both actions there."""
@@ -205,7 +214,7 @@ def influence(game: Game, x: jax.Array, i: int, beta, variant: str) -> jax.Array
 
     value_i, q_i = values(payoffs[i])
     _, q_j = values(payoffs[1 - i])
-    # Discounted shares of all rounds, in which s is seen.
+    # Discounted share of all rounds in which s is seen; the first sees s = 0, init.
     start = (1 - discount) * identity[0]
     visits = eliminate((identity - discount * transition).T, start)
 
@@ -213,7 +222,7 @@ def influence(game: Game, x: jax.Array, i: int, beta, variant: str) -> jax.Array
     advantage = q_i - value_i[:, None, None]  # (o, b, a)
     carry = discount
     if variant == "alignment":
-        carry = discount**2  # one is theirs, one from discount^t = discount^(k + t - k)
+        carry = discount**2  # discount^t discount^(t - k) = discount^k carry^(t - k)
     else:
         advantage = (pi_i * advantage).sum(axis=2, keepdims=True)  # A_i(s, b)
     if variant == "loqa":
@@ -221,11 +230,12 @@ def influence(game: Game, x: jax.Array, i: int, beta, variant: str) -> jax.Array
         advantage = advantage * (1 - model)
     weight = visits[:, None, None] * joint * advantage  # (o, b, a)
 
-    # It is carried on to all later rounds.
+    # The sum over k < t of carry^(t - k) times the weight, by what is seen at t.
     after = (weight[..., None] * is_next).sum(axis=(0, 1, 2))  # (o,), at k + 1
     later = eliminate((identity - carry * transition).T, carry * after)  # (o,)
 
-    # What happens at t: by the mean over a of A_j d log pi_i = the sum of Q_j d pi_i.
+    # What happens at t: the mean over a of A_j d log pi_i is the sum over a of
+    # Q_j d pi_i, as the chances pi_i sum to 1, and V_j falls out.
     q_j_of_a = (pi_j * q_j).sum(axis=1)  # (o, a)
     return beta * (later[:, None] * q_j_of_a * own).sum()
 
@@ -237,8 +247,8 @@ def loqa_gradient(game: Game, x: jax.Array, beta, variant: str = "loqa") -> jax.
       game: an iterated game.
       x: joint policy, (2, n).
       beta: the inverse temperature of the model of the opponent, (), for sums of
-        rewards, 1 / tau in LOQA; in `alignment` the weight of the product of advantages.
-        At 0 all variants are the naive gradient.
+        rewards, 1 / tau in LOQA; in `alignment` the weight of the product of
+        advantages. At 0 all variants are the naive gradient.
       variant: "loqa", "full" or "alignment"; ValueError if it is another.
 
     Returns:
@@ -324,7 +334,7 @@ def main(argv=None):
         return evaluate(key, game, config)
 
     seeds = np.arange(config.num_seeds, dtype=np.uint32) + config.seed
-    results = jax.jit(jax.vmap(run, out_axes=1))(seeds)  # arrays (alpha, seed, ...)
+    results = jax.jit(jax.vmap(run, out_axes=1))(seeds)  # arrays (beta, seed, ...)
     report(
         "loqa",
         game,

@@ -98,12 +98,13 @@ KINDS = (
 )  # one game of each: these reach every path of the code
 SCRIPTS = {
     script.__name__: script
-    for script in (naive, lola, hola, sos, pola, cola, maml, coala, mfos, meva)
+    for script in (naive, lola, hola, sos, pola, loqa, cola, maml, coala, mfos, meva)
 }
 TRAINED = ("cola", "meva")  # on several devices
 MODELS = (*TRAINED, "maml", "coala", "mfos")
 UNSWEPT = ("naive", "maml", "coala", "mfos")
 SAMPLERS = ("naive", "lola", "meva")  # that learn from estimates of f, too
+ITERATED = ("loqa",)  # that take iterated games alone
 VARIANTS = ("exact", "taylor", "taylor-stop", "lookahead")
 TINY = {  # for each script, with the settings of TINY_EVAL
     "naive": {},
@@ -111,6 +112,7 @@ TINY = {  # for each script, with the settings of TINY_EVAL
     "hola": {"alphas": (0.0, 0.5), "order": 1},
     "sos": {"alphas": (0.0, 0.5)},
     "pola": {"alphas": (0.0, 0.5), "climb_steps": 9},
+    "loqa": {"betas": (0.0, 0.5)},
     "cola": {
         "outer_steps": 20,
         "batch_size": 4,
@@ -1237,6 +1239,7 @@ OTHER_SETTINGS = {  # than the defaults, where a rule has settings
     "lola": {"variant": "taylor", "lookahead": 2, "alphas": (0.0, 20.0)},
     "hola": {"order": 1, "alphas": (0.0, 20.0)},
     "pola": {"climb_steps": 5, "climb_tolerance": 0.1},
+    "loqa": {"variant": "full", "betas": (0.0, 20.0)},
 }
 
 
@@ -1253,6 +1256,8 @@ def direction_of(script, x, strength, params, config):
         near = partial(pola.divergence, QUICK_IMP)
         policies = pola.pola_step(f, x, strength, config.beta, near, 5, 0.1)
         return (policies - x) / config.lr
+    if script == "loqa":
+        return loqa.loqa_gradient(QUICK_IMP, x, strength[0], "full")
     if script == "cola":
         return cola.cola_gradient(params, QUICK_IMP, x, strength[0])
     if script == "meva":
@@ -1266,7 +1271,9 @@ def direction_of(script, x, strength, params, config):
 
 
 def strengths_of(script, config):
-    """What is swept: COLA's alphas, MeVa's gammas, others' alphas, or nothing."""
+    """What is swept: LOQA's betas, MeVa's gammas, others' alphas, or nothing."""
+    if script == "loqa":
+        return config.betas
     if script == "cola":
         return config.eval_alphas
     if script == "meva":
@@ -2176,6 +2183,296 @@ def test_policies_that_are_no_chances_are_apart_by_half_a_squared_distance():
     y = jnp.array([[1.0, 3.0], [2.0, 0.0]])
     found = pola.divergence(GAMES["logistic"], jnp.zeros((2, 2)), y)
     np.testing.assert_allclose(found, [5, 2])
+
+
+# --- loqa.py --------------------------------------------------------------------------
+# The model of the opponent by linear systems and differences; sums over pairs of rounds,
+# round by round, and over all histories.
+
+UNLIKE = "ipd+payoffs=-1,-3,0,-2,3,-1,4,1"  # nothing is alike for the players
+PLAYED_BY_LOQA = {
+    "tables": ("ipd", "imp", "chicken", "bach_or_stravinsky+skewed", UNLIKE),
+    "others": ("ipd+mlp", UNLIKE + "+memory=2"),
+    "short": (UNLIKE + "+discount=0.2",),
+}
+KINDS_OF_LOQA = pytest.mark.parametrize(
+    "kind", ["tables", "short", pytest.param("others", marks=slow)]
+)
+OWN_C = np.array([outcome[0] == "C" for outcome in OUTCOMES])
+
+
+class Play(NamedTuple):
+    """An iterated game as player i sees it, whose action comes first in `OUTCOMES`.
+
+    The chances of outcomes, (o, 4), after each of o pasts; the index of the next past,
+    (o, 4); the mean of sum over t of discount^t of each past, (o,); and of i and of j
+    what they get from a past on, (2, o), and from a past and an outcome on, (2, o, 4).
+    """
+
+    chances: np.ndarray
+    then: np.ndarray
+    visits: np.ndarray
+    v: np.ndarray
+    q: np.ndarray
+
+
+def play_of(rules, i, own, other):
+    """By the log-odds of player i and of the other one, (o,) each."""
+    pasts = pasts_of(rules.memory)
+    of_i = dict(zip(("CC", "CD", "DC", "DD"), (rules.own, rules.other)[i]))
+    of_j = dict(zip(("CC", "CD", "DC", "DD"), (rules.own, rules.other)[1 - i]))
+    rewards = np.array([[of_i[both], of_j[both[::-1]]] for both in OUTCOMES]).T
+    other_seen = [pasts.index(mirrored(past)) for past in pasts]
+    one, two = sigmoid(own), sigmoid(other)[other_seen]
+
+    chances, then, moves = [], [], np.zeros((len(pasts), len(pasts)))
+    for s, past in enumerate(pasts):
+        of_c = {"C": one[s], "D": 1 - one[s]}, {"C": two[s], "D": 1 - two[s]}
+        chances.append([of_c[0][a] * of_c[1][b] for a, b in OUTCOMES])
+        follows = [following(past, both, rules.memory) for both in OUTCOMES]
+        then.append([pasts.index(after) for after in follows])
+        for chance, after in zip(chances[s], then[s]):
+            moves[s, after] += chance
+    chances, then = np.array(chances), np.array(then)
+
+    ahead = np.linalg.inv(np.eye(len(pasts)) - rules.discount * moves)
+    v = rewards @ chances.T @ ahead.T
+    q = rewards[:, None, :] + rules.discount * v[:, then]
+    return Play(chances, then, ahead[0], v, q)
+
+
+def given_b(play, numbers):
+    """Means over i's own action of (o, 4), after j's D and C. (o, 2)"""
+    own_c = play.chances[:, OWN_C].sum(axis=1, keepdims=True)
+    return (1 - own_c) * numbers[:, ~OWN_C] + own_c * numbers[:, OWN_C]
+
+
+def of_model(rules, i, own, now, other, beta, variant):
+    """Sum over s and b of visits pi_j A_i log m, in which Q_j alone depends on `own`.
+
+    All else is as `now`: visits, the first action of i, and with `loqa` the value of
+    the action that is not b.
+    """
+    old, new = [play_of(rules, i, each, other) for each in (now, own)]
+    pi_j = old.chances[:, ~OWN_C] + old.chances[:, OWN_C]
+    advantage = given_b(old, old.q[0]) - old.v[0, :, None]
+    was, values = [beta * given_b(old, each.q[1]) for each in (old, new)]
+    others = (was if variant == "loqa" else values)[:, ::-1]
+    log_m = values - np.logaddexp(values, others)
+    return (old.visits[:, None] * pi_j * advantage * log_m).sum()
+
+
+def normalised(rules, i, own, now, other, beta, variant):
+    """What player i ascends with `loqa` or `full`, as a function of its log-odds."""
+    shaped = of_model(rules, i, own, now, other, beta, variant)
+    return (1 - rules.discount) * (play_of(rules, i, own, other).v[0, 0] + shaped)
+
+
+def pair_sum(rules, play, advantage, apart):
+    """By log-odds of i, from round to round, (o,). The mean of (1 - discount) times
+
+    sum over t of discount^t (sum over k < t of apart^(t - k) advantage(k)) A_j(t)
+    d log pi_i(a_t | s_t).
+    """
+    own_c = play.chances[:, OWN_C].sum(axis=1)
+    of_j = play.chances * (play.q[1] - play.v[1, :, None])
+    slopes = (of_j * (OWN_C - own_c[:, None])).sum(axis=1)
+    # What the next past is, (o, o): its chance, and the mean advantage where it is so.
+    is_next = play.then[..., None] == np.arange(len(slopes))
+    moves = np.einsum("sk,sku->su", play.chances, is_next)
+    gains = np.einsum("sk,sk,sku->su", play.chances, advantage, is_next)
+
+    total = np.zeros(len(slopes))
+    chance = np.eye(len(slopes))[0]  # of each past in round t
+    inner = np.zeros(len(slopes))  # and, where it is so, the mean of the inner sum
+    for t in range(int(25 / (1 - rules.discount))):  # the rest is 1e-10 of it
+        total += (1 - rules.discount) * rules.discount**t * inner * slopes
+        inner = apart * (inner @ moves + chance @ gains)
+        chance = chance @ moves
+    return total
+
+
+def alignment_by_histories(rules, play, beta, rounds):
+    """Advantage Alignment by its definition, from all histories of so many rounds."""
+    discount = rules.discount
+    own_c = play.chances[:, OWN_C].sum(axis=1)
+    advantages = play.q - play.v[:, :, None]
+    total = np.zeros(len(own_c))
+
+    def go_on(t, s, chance, past_sum):
+        """From the past s in round t; the sum over k of discount^(t - k) A_i(k)."""
+        if t == rounds:
+            return
+        for k, action in enumerate(OWN_C):
+            likely = chance * play.chances[s, k]
+            of_i, of_j = advantages[:, s, k]
+            weight = (1 - discount) * discount**t * (of_i + beta * past_sum * of_j)
+            total[s] += likely * weight * (action - own_c[s])
+            go_on(t + 1, play.then[s, k], likely, discount * (past_sum + of_i))
+
+    go_on(0, 0, 1.0, 0.0)
+    return total
+
+
+def policies_of_loqa(game):
+    return np.random.default_rng(0).normal(size=(2, game.n))
+
+
+@functools.cache
+def rows_of_loqa(name, variant, beta):
+    """Of both players; of naive learning if there is no variant. In float64. (2, n)"""
+    game = games.find_game(name)
+    x = policies_of_loqa(game)
+    if variant is None:
+        return naive.naive_gradient(game.f, x)
+    return loqa.loqa_gradient(game, x, beta, variant)
+
+
+def cases_of_loqa(kind):
+    """Games, and of each player i its log-odds, the other's and their play.
+
+    Also a function that takes what is by log-odds of i to what is by x_i.
+    """
+    for name in PLAYED_BY_LOQA[kind]:
+        game = games.find_game(name)
+        log_odds, pull_back = jax.vjp(game.log_odds, policies_of_loqa(game))
+        log_odds = np.array(log_odds)
+
+        def by_x(i, slopes):
+            return pull_back(jnp.asarray(put(np.zeros_like(log_odds), i, slopes)))[0][i]
+
+        for i in (0, 1):
+            own, other = log_odds[i], log_odds[1 - i]
+            play = play_of(game.rules, i, own, other)
+            yield game, i, own, other, play, partial(by_x, i)
+
+
+def assert_close(found, expected, game):
+    """As far as differences go, or rounding: a part in 10^8 of the largest number."""
+    atol = 1e-8 * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol, err_msg=game.name)
+
+
+@KINDS_OF_LOQA
+@pytest.mark.parametrize("variant", ["loqa", "full"])
+def test_loqa_ascends_the_log_of_its_model(variant, kind):
+    with jax.enable_x64(True):
+        for game, i, own, other, _, by_x in cases_of_loqa(kind):
+            beta = 0.3 * game.rules.lr
+
+            def ascended(new):
+                return normalised(game.rules, i, new, own, other, beta, variant)
+
+            found = rows_of_loqa(game.name, variant, beta)[i]
+            assert_close(found, by_x(difference(ascended, own)), game)
+
+
+@KINDS_OF_LOQA
+def test_alignment_and_full_loqa_are_sums_over_pairs_of_rounds(kind):
+    """They differ by whose actions A_i(k) is of, and by how far apart rounds count."""
+    with jax.enable_x64(True):
+        for game, i, _, _, play, by_x in cases_of_loqa(kind):
+            beta = 0.3 * game.rules.lr
+            pairs = partial(pair_sum, game.rules, play)
+            of_both = play.q[0] - play.v[0, :, None]
+            of_b = given_b(play, of_both)
+            aligned = pairs(of_both, game.rules.discount)
+            full = pairs(of_b[:, [0, 0, 1, 1]], 1.0)  # OUTCOMES have j's D, D, C, C
+
+            naive_row = rows_of_loqa(game.name, None, 0.0)[i]
+            for variant, slopes in (("alignment", aligned), ("full", full)):
+                found = rows_of_loqa(game.name, variant, beta)[i]
+                assert_close(found, naive_row + beta * by_x(slopes), game)
+
+
+def test_alignment_by_its_definition():
+    """From histories of seven rounds, which leave out 7 discount^7 or so."""
+    with jax.enable_x64(True):
+        for game, i, _, _, play, by_x in cases_of_loqa("short"):
+            slopes = alignment_by_histories(game.rules, play, beta=2.0, rounds=7)
+            found = rows_of_loqa(game.name, "alignment", 2.0)[i]
+            shaped = found - rows_of_loqa(game.name, None, 0.0)[i]
+            assert np.abs(shaped).max() > 0.02
+            np.testing.assert_allclose(found, by_x(slopes), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["imp", "bach_or_stravinsky+skewed"])
+def test_loqa_without_beta_is_naive_learning_and_goes_with_its_players(name):
+    swapped = games.find_game(name + "+swapped")
+    with jax.enable_x64(True):
+        naive_rows = rows_of_loqa(name, None, 0.0)
+        same = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
+        for variant in ("loqa", "full", "alignment"):
+            same(rows_of_loqa(name, variant, 0.0), naive_rows)
+            here = rows_of_loqa(name, variant, 0.6)
+            assert (np.abs(here - naive_rows).max(axis=-1) > 0.001).all()
+            x = policies_of_loqa(swapped)[::-1]
+            there = loqa.loqa_gradient(swapped, x, 0.6, variant)
+            same(there, here[::-1])
+
+
+def test_loqa_is_computed_in_float32_at_least():
+    """In bfloat16, with its 8 bits, linear systems would leave nothing of it."""
+    game = GAMES["ipd"]
+    x = random_policies(game, 1)[0].astype(jnp.bfloat16)
+    found = jax.jit(loqa.loqa_gradient, static_argnums=(0, 3))(game, x, 1.0, "full")
+    assert found.dtype == jnp.bfloat16
+    with jax.enable_x64(True):
+        expected = loqa.loqa_gradient(game, np.array(x, np.float64), 1.0, "full")
+    atol = 0.01 * np.abs(expected).max()
+    np.testing.assert_allclose(np.array(found, float), expected, rtol=0, atol=atol)
+
+
+def test_what_becomes_of_loqa_on_the_ipd():
+    """Reciprocity by `full`; by LOQA's factor cooperation whatever the other does."""
+    game = GAMES["ipd"]
+
+    @jax.jit
+    @jax.vmap
+    def play(x):
+        ends = []
+        for variant, beta in (("full", 2.0), ("loqa", 10.0)):
+
+            def step(x):
+                return x + game.lr * loqa.loqa_gradient(game, x, beta, variant)
+
+            ends.append(games.follow(step, x, 500))
+        ends = jnp.stack(ends)
+        responses = jax.vmap(partial(games.exact_best_response, game))(ends)
+        return jax.vmap(game.f)(ends), jax.vmap(game.f)(responses)
+
+    self_play, beside_best = play(random_policies(game, 6))  # (pair, variant, 2)
+    same = partial(np.testing.assert_allclose, atol=0.03)
+    same(self_play, [[(-1, -1), (-1.05, -1.05)]] * 6)
+    same(beside_best, [[(-1, -1), (-2.95, -0.08)]] * 6)
+
+
+@slow
+def test_what_loqas_docstring_says_of_the_ipd():
+    """Returns, the agent's first."""
+    said = {
+        ("full", 2.0, "self_play"): (-1.0, -1.0),
+        ("full", 2.0, "exact_best_response"): (-1.0, -1.0),
+        ("full", 2.0, "versus_naive"): (-0.55, -2.0),
+        ("loqa", 10.0, "self_play"): (-1.05, -1.05),
+        ("loqa", 10.0, "exact_best_response"): (-2.94, -0.1),
+    }
+
+    @functools.cache
+    def results_of(variant, beta):
+        config = loqa.make_config(variant=variant, betas=[beta], eval_pairs=64)
+        run = partial(loqa.evaluate, game=GAMES["ipd"], config=config)
+        return long_running(run)(jax.random.key(0))
+
+    for (variant, beta, play), expected in said.items():
+        found = results_of(variant, beta)[play].mean(axis=(0, 1))
+        np.testing.assert_allclose(found, expected, atol=0.03, err_msg=play)
+
+
+def test_betas_of_loqa_go_with_payoffs_as_step_sizes_do():
+    """On Chicken, where losses are 50 times as large as on the IPD, a twentieth."""
+    betas = np.array(loqa.make_config("ipd").betas)
+    np.testing.assert_allclose(loqa.make_config("chicken").betas, betas / 20)
 
 
 # --- cola.py --------------------------------------------------------------------------
@@ -3807,6 +4104,8 @@ def rules(game):
     for variant in sos.VARIANTS:
         yield partial(sos.sos_gradient, f, alpha=0.5, variant=variant)
     if game.iterated:
+        for variant in ("loqa", "full", "alignment"):
+            yield partial(loqa.loqa_gradient, game, beta=np.array(0.5), variant=variant)
         yield partial(games.exact_best_response, game)
         yield partial(games.state_distribution, discount=0.96)
 
@@ -3864,22 +4163,25 @@ def test_public_functions_keep_the_dtype_of_x(name):
 def test_a_game_of_ones_own_is_trained_and_evaluated(script, wide):
     """One that is not in GAMES: the shapes of all that comes out."""
     module = SCRIPTS[script]
+    mine = LOPSIDED
+    if script in ITERATED:
+        mine = games.iterated_game("mine", (2, 0, 3, 1), (1, 0, 2, -1), lr=0.3)
     args = [jax.random.key(0)]
     with jax.enable_x64(wide), mock.patch.multiple(cola, ORDERS=(0, 1)):
-        config = module.make_config(LOPSIDED, **TINY[script] | TINY_EVAL)
+        config = module.make_config(mine, **TINY[script] | TINY_EVAL)
         assert config.game == "mine"
         assert config.lr == (3.0 if script == "pola" else 0.3)
         if script in MODELS:
-            train = partial(module.train, game=LOPSIDED, config=config)
+            train = partial(module.train, game=mine, config=config)
             params, metrics = jax.eval_shape(train, *args)
             assert isinstance(params, (tuple, list))
             assert metrics["loss"].shape == (20,)
             args.append(params)
-        evaluate = partial(module.evaluate, game=LOPSIDED, config=config)
+        evaluate = partial(module.evaluate, game=mine, config=config)
         results = jax.eval_shape(evaluate, *args)
     sweep = 1 if script in UNSWEPT else 2
     assert "versus_opponent" not in results
-    for name, shape in shapes(LOPSIDED, sweep, 3, 4).items():
+    for name, shape in shapes(mine, sweep, 3, 4).items():
         assert results[name].shape == shape, name
     with pytest.raises(ValueError, match="game takes .*, not 'mine'"):
         module.make_config("mine")
@@ -3918,22 +4220,31 @@ def test_wrong_shapes_and_variants_are_told_to_who_copies():
     for function, *args in wrong:
         with pytest.raises(AssertionError, match="shape"):
             function(*args)
-    of_models = (
+    of_games = (
+        (loqa.loqa_gradient, game, x, 0.5),
         (cola.cola_gradient, g, game, x, 0.5),
         (cola.consistency_loss, g, game, x, 0.5),
         (meva.meva_gradient, params, game, x, 0.9, config),
         (meva.opponent_step, game, x, config),
     )
-    for function, *args in of_models:
+    for function, *args in of_games:
         with pytest.raises(ValueError, match=r"x must be \(2, 5\), not \(2, 4\)"):
             function(*args)
     with pytest.raises(ValueError, match="not extra"):
         lola.lola_gradient(games.tandem, jnp.zeros((2, 1)), 0.1, "extra")
+    with pytest.raises(ValueError, match="not taylor"):
+        loqa.loqa_gradient(game, jnp.zeros((2, 5)), 0.1, "taylor")
 
 
 def return_of_maml(f, x=X, opponent=X):
     agents = maml.Agents(x, jnp.ones(2))
     return maml.meta_return(agents, CUBIC._replace(f=f), opponent, 0, 0.1, 2)
+
+
+def loqas_direction(f, x):
+    """Of a game whose policies have two parameters, which log-odds are made of."""
+    game = GAMES["imp"]._replace(f=f, n=2, log_odds=lambda x: x[:, [0, 1, 1, 0, 0]])
+    return loqa.loqa_gradient(game, x, 0.5)
 
 
 COPIED = {  # what people copy, as functions of f and x
@@ -3945,6 +4256,7 @@ COPIED = {  # what people copy, as functions of f and x
     "pola": partial(
         pola.pola_step, alpha=0.5, beta=1.0, distance=half_distance, steps=3
     ),
+    "loqa": loqas_direction,
     "maml": return_of_maml,
     "opponent": lambda f, x: return_of_maml(f, opponent=x),
     "coala": partial(coala.coala_gradient, newcomers=X[None], eta=0.1, steps=2),
@@ -4076,8 +4388,9 @@ def assert_same_arrays(one, two):
 
 # All scripts play, write and draw by games.py: one of them is enough on most games.
 RUNS = [("naive", "logistic"), ("naive", "imp"), ("maml", "logistic")]
-SLOW_RUNS = [(script, "logistic") for script in SCRIPTS if script not in dict(RUNS)]
-SLOW_RUNS += [(script, "imp") for script in MODELS]
+ANY_GAME = [script for script in SCRIPTS if script not in ITERATED]
+SLOW_RUNS = [(script, "logistic") for script in ANY_GAME if script not in dict(RUNS)]
+SLOW_RUNS += [(script, "imp") for script in (*MODELS, *ITERATED)]
 SLOW_RUNS += [("meva", "matching_pennies")]
 for each in SLOW_RUNS:
     RUNS.append(pytest.param(*each, marks=slow))
@@ -4232,11 +4545,12 @@ def without_work(script):
 @functools.cache
 def call_of_report(script):
     """By a script's main, for seeds 3 and 4; five outer loops if there are any."""
+    game = "imp" if script in ITERATED else "logistic"
     module, settings = SCRIPTS[script], TINY[script] | TINY_EVAL | {"seed": 3}
     if script in MODELS:
         settings |= {"outer_steps": 5}
     with tempfile.TemporaryDirectory() as folder, without_work(script):
-        module.main(["--game", "logistic", "--out", folder, *flags(**settings)])
+        module.main(["--game", game, "--out", folder, *flags(**settings)])
         call = module.report.call_args
     assert str(call.kwargs["out"]) == folder
     return call
@@ -4247,10 +4561,12 @@ def test_main_evaluates_each_seed_by_its_second_key(script):
     """Arrays have the setting first, then the seed; a report has them and the sweep."""
     call = call_of_report(script)
     name, game, settings, sweep, results = call.args
-    config = tiny("logistic", script, seed=3)
-    assert (name, game) == (script, GAMES["logistic"])
+    expected_game = "imp" if script in ITERATED else "logistic"
+    config = tiny(expected_game, script, seed=3)
+    assert (name, game) == (script, GAMES[expected_game])
     assert json.loads(settings)["seed"] == 3
-    swept = {"meva": "eval_gammas", "cola": "eval_alphas"}.get(script, "alphas")
+    names = {"meva": "eval_gammas", "cola": "eval_alphas", "loqa": "betas"}
+    swept = names.get(script, "alphas")
     expected = [config.lr] if script in UNSWEPT else list(getattr(config, swept))
     assert list(sweep) == expected
     for i in (0, 1):
@@ -4521,7 +4837,13 @@ OTHER_VALUES = {
     "opponent": "naive",
     "seed": 5,
 }
-OTHER_VARIANT = {"cola": "joint", "lola": "taylor", "meva": "taylor-stop", "sos": "cgd"}
+OTHER_VARIANT = {
+    "cola": "joint",
+    "lola": "taylor",
+    "loqa": "full",
+    "meva": "taylor-stop",
+    "sos": "cgd",
+}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -4583,6 +4905,15 @@ PAPER = {  # the settings of Sec. 5, Apps. B to E, or of the authors' code if RE
         "eval_steps": 20,
     },
     ("pola", "tandem"): {"beta": 10, "lr": 0.1, "eval_steps": 200},
+    ("loqa", "ipd"): {
+        "lr": 2,
+        "betas": (0, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+        "variant": "loqa",
+        "eval_pairs": 256,
+        "eval_steps": 500,
+    },
+    # A step of networks is half as long, which does not change what they prefer.
+    ("loqa", "ipd+mlp"): {"lr": 1, "betas": (0, 0.1, 0.2, 0.5, 1, 2, 5, 10)},
     ("coala", "ipd"): {
         "share": 0.5,
         "eta": 5,
@@ -4746,6 +5077,12 @@ pola --game ipd+episodes=8 -> exact returns, not those of ipd+episodes=8
 cola --game ipd+episodes=8 -> exact returns, not those of ipd+episodes=8
 maml --game ipd+episodes=8 -> exact returns, not those of ipd+episodes=8
 coala --game ipd+episodes=8 -> exact returns, not those of ipd+episodes=8
+loqa --game ipd+episodes=8 -> exact returns, not those of ipd+episodes=8
+loqa --game logistic -> error: loqa.py needs an iterated game, not logistic
+loqa --game ultimatum -> error: loqa.py needs an iterated game, not ultimatum
+loqa --variant taylor -> --variant: invalid choice: 'taylor'
+loqa --betas 0.5 -1 -> --betas takes 0 to 1e+30, not 0.5 -1.0
+loqa --betas -> --betas: expected at least one argument
 coala --share 1.5 -> --share takes 0 to 1, not 1.5
 mfos --game ipd+episodes=8 -> exact returns, not those of ipd+episodes=8
 meva --outer 3 -> unrecognized arguments: --outer
