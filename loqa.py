@@ -147,7 +147,7 @@ def make_config(game: str | Game = "ipd", quick: bool = False, **changes) -> Con
     if played.sample is not None:
         raise ValueError(f"loqa.py needs exact returns, not those of {played.name}")
     # Where payoffs are larger, lr is smaller, and so is beta.
-    betas = [beta * played.rules.lr / 2 for beta in BETAS]
+    betas = [beta / (2 / played.rules.lr) for beta in BETAS]
     settings = {"game": played.name, "lr": played.lr, "betas": betas}
     if quick:
         settings.update(eval_pairs=16)
@@ -244,7 +244,7 @@ def loqa_gradient(game: Game, x: jax.Array, beta, variant: str = "loqa") -> jax.
     """The update direction of LOQA, or that of a variant.
 
     Args:
-      game: an iterated game.
+      game: an iterated game; ValueError if it is none.
       x: joint policy, (2, n).
       beta: the inverse temperature of the model of the opponent, (), for sums of
         rewards, 1 / tau in LOQA; in `alignment` the weight of the product of
@@ -255,6 +255,8 @@ def loqa_gradient(game: Game, x: jax.Array, beta, variant: str = "loqa") -> jax.
       (2, n), in units of return per unit of policy parameter. All of it is multiplied
       by 1 - discount, as returns are. Row i is for player i.
     """
+    if not game.iterated:
+        raise ValueError(f"loqa_gradient takes an iterated game, not {game.name}")
     x = checked_policies(x, game.n)
     if variant not in ("loqa", "full", "alignment"):
         raise ValueError(f"variant is one of loqa, full, alignment, not {variant}")

@@ -4234,6 +4234,8 @@ def test_wrong_shapes_and_variants_are_told_to_who_copies():
         lola.lola_gradient(games.tandem, jnp.zeros((2, 1)), 0.1, "extra")
     with pytest.raises(ValueError, match="not taylor"):
         loqa.loqa_gradient(game, jnp.zeros((2, 5)), 0.1, "taylor")
+    with pytest.raises(ValueError, match="an iterated game, not logistic"):
+        loqa.loqa_gradient(GAMES["logistic"], jnp.zeros((2, 1)), 0.1)
 
 
 def return_of_maml(f, x=X, opponent=X):
