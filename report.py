@@ -83,7 +83,7 @@ A, B = -5.0307, 5.0307  # the Logistic Game's stable fixed points are (A, A) and
 GAMMAS = "--num-seeds 8 --eval-gammas 0 0.5 0.8 0.85 0.87 0.89 0.9 0.91 0.92 0.95 0.99"
 HILLS = "--num-seeds 8 --eval-gammas 0 0.5 0.8 0.9 0.95 0.98 0.99 0.995"
 ALPHAS = "--num-seeds 2 --alphas 0 0.1 0.3 1 2 3 5 10 20 30 50 70 100"
-SHORT = "--outer-steps 500 --num-seeds 6 --eval-gammas 0.9 0.95 0.99"
+SHORT = "--outer-steps 500 --eval-gammas 0.9 0.95 0.99"
 SMALL_STEPS = "--eval-steps 5000 --eval-pairs 64"
 STEPS_OF_COLA = "--lr 5 --eval-steps 500"  # its authors'
 OF_COLA = (  # and their width, batch, learning rate, and policies to train on
@@ -150,11 +150,13 @@ RUNS = {
     "hola4_ultimatum": f"hola.py --game ultimatum {BESIDE_COLA} --order 4",
     "sos_ultimatum": f"sos.py --game ultimatum {BESIDE_COLA}",
     "cgd_ultimatum": f"sos.py --game ultimatum {BESIDE_COLA} --variant cgd",
-    # M-FOS with as many starts as its authors have, and with fewer.
+    # M-FOS with as many starts as its authors have, and with as many episodes.
     "mfos_4096_ipd": "mfos.py --game ipd --num-seeds 8",
     "mfos-lola_4096_ipd": "mfos.py --game ipd --num-seeds 2 --opponent lola",
     "mfos-self_4096_ipd": "mfos.py --game ipd --num-seeds 2 --opponent self",
-    "mfos_1024_ipd": "mfos.py --game ipd --batch-size 1024 --num-seeds 3",
+    "mfos_1024_ipd": (
+        "mfos.py --game ipd --batch-size 1024 --num-seeds 3 --outer-steps 1000"
+    ),
     # COALA's agents in mixed pools, also with larger steps of the naive learners (sums);
     # with agents alone, and with naive learners alone.
     "coala_ipd": "coala.py --game ipd --num-seeds 32",
@@ -254,7 +256,10 @@ def runs_of_variants() -> dict[str, str]:
     for name, (_, switch) in NETWORKS.items():
         runs[name] = f"meva.py --game logistic {GAMMAS} {switch}".strip()
     for name, switch in SWITCHES.items():
-        runs[name] = f"meva.py --game ipd {SHORT} {switch}".strip()
+        runs[name] = f"meva.py --game ipd {SHORT} --num-seeds 6 {switch}".strip()
+        runs[f"td/{name}"] = (  # of which TD errors are kept
+            f"meva.py --game ipd {SHORT} --num-seeds 3 {switch}".strip()
+        )
     for episodes in (0, *EPISODES):
         game = "ipd" if episodes == 0 else f"ipd+episodes={episodes}+length=50"
         runs[sampled_run("lola", episodes)] = (
@@ -2043,8 +2048,10 @@ def table_of_mfos(runs: dict[str, Results]) -> str:
         for agent, other in results["episode_returns"].mean(axis=(0, 2, 3)):
             words.append(f"{agent:.3f} : {other:.3f}")
         config = results["config"]
-        rows.append((config["opponent"], str(config["batch_size"]), "; ".join(words)))
-    return table(("opponent", "starts", "agent : other, of each model"), rows)
+        sizes = (str(config["batch_size"]), str(config["outer_steps"]))
+        rows.append((config["opponent"], *sizes, "; ".join(words)))
+    heading = ("opponent", "starts", "episodes", "agent : other, of each model")
+    return table(heading, rows)
 
 
 COMPARED = {  # settings in the table of devices
@@ -2090,7 +2097,7 @@ def table_of_devices(runs: dict[str, Results]) -> str:
 def table_of_ablations(runs: dict[str, Results]) -> str:
     """Returns on the IPD, and TD errors, with one technique of Section 4 changed.
 
-    A TD error is the mean over the last fifty outer loops.
+    A TD error is the mean over the last fifty outer loops, of three models.
     """
     rows = []
     for name, label in ABLATIONS.items():
@@ -2101,7 +2108,7 @@ def table_of_ablations(runs: dict[str, Results]) -> str:
         own = spread(results["self_play"][i, ..., 0].mean(axis=1))
         response = over_models(results, "best_response", i)
         learner = over_models(results, "versus_naive", i)
-        error = spread(results["td_error"][:, -50:].mean(axis=1), digits=4)
+        error = spread(runs[f"td/{name}"]["td_error"][:, -50:].mean(axis=1), digits=4)
         switch = f"`{SWITCHES[name]}`" if SWITCHES[name] else ""
         theirs = f"{TD_ERRORS[name]:.4f}"
         rows.append((label, own, response, learner, error, theirs, switch))
@@ -2431,7 +2438,9 @@ TABLES = {
     "criteria": Table(list_of_criteria, RUNS_OF_CLAIMS),
     "commands": Table(table_of_commands, []),
     "ends": Table(table_of_ends, ["meva_logistic", "far_logistic"]),
-    "ablations": Table(table_of_ablations, list(ABLATIONS)),
+    "ablations": Table(
+        table_of_ablations, [*ABLATIONS, *(f"td/{name}" for name in ABLATIONS)]
+    ),
     "final_layers": Table(table_of_final_layers, list(NETWORKS)),
     "returns": Table(table_of_returns, list(SHOWN)),
     "equations": Table(table_of_equations, list(EQUATIONS)),

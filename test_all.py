@@ -6257,6 +6257,30 @@ def test_policies_are_drawn_with_the_agent_on_the_horizontal_axis():
         assert shares.sum() == 1
 
 
+def test_horizons_are_drawn_at_each_run_s_steps_ahead():
+    """MeVa's at 1 / (1 - gamma); LOLA's at alpha = 1 and 5."""
+    plays = tuple(plots.PANELS)
+    runs = {}
+    for k, name in enumerate(plots.LOLA_AHEAD.values()):
+        returns = np.zeros((2, 3, 4, 2)) + np.array([k, -k])[:, None, None, None]
+        returns[..., 1] = 99  # the other player's
+        runs[name] = results_of((1, 5), **dict.fromkeys(plays, returns))
+    for k, name in enumerate(plots.COALA_AHEAD.values()):
+        returns = np.full((1, 3, 4, 2), 10.0 + k)
+        runs[name] = results_of((2.0,), **dict.fromkeys(plays, returns))
+    returns = np.zeros((2, 3, 4, 2)) + np.array([20, 21])[:, None, None, None]
+    runs["meva_ipd"] = results_of((0.5, 0.99), **dict.fromkeys(plays, returns))
+    panels = draw_by(plots.draw_horizons, runs)
+    assert len(panels) == 3
+    for panel in panels:
+        lines = [container.lines[0].get_xydata() for container in panel.containers]
+        lola_1, lola_5, of_coala, of_meva = (line.tolist() for line in lines)
+        assert lola_1 == [[1, 0], [2, 1], [3, 2], [5, 3], [10, 4], [20, 5]]
+        assert lola_5 == [[1, 0], [2, -1], [3, -2], [5, -3], [10, -4], [20, -5]]
+        assert of_coala == [[1, 10], [2, 11], [5, 12], [10, 13], [20, 14]]
+        np.testing.assert_allclose(of_meva, [[2, 20], [100, 21]])
+
+
 def test_ablations_are_drawn_at_the_largest_gamma():
     random, runs = np.random.default_rng(0), {}
     for name in plots.ABLATIONS:
@@ -6779,6 +6803,136 @@ def test_the_table_of_coalas_pools_counts_pairs_and_has_their_quartiles():
         learners.append(f"median {mean}, quartiles {mean} and {mean}")
     words = f"2 and 2 of 5 | {middle} | {' | '.join(learners)}"
     assert row == f"| `ipd` | 0.5 | 5 | {words} |"
+
+
+# Claims on LOLA by its look-ahead, and on LOQA, in worlds of three seeds.
+
+
+def lola_at(means, play="self_play", others=None):
+    """A run at alpha = 5 and 10 in which three seeds have these means at each."""
+    agents = np.float64(means)[:, :, None]  # (alpha, seed, 1)
+    others = agents if others is None else np.float64(others)[:, :, None]
+    pair = np.array([0.2, -0.2])  # two pairs
+    returns = np.stack([agents + pair, others + pair], axis=-1)
+    return results_of((5.0, 10.0), **{play: returns})
+
+
+def test_lola_is_judged_at_10_for_one_step_and_at_5_for_more():
+    good, bad = [-1.1] * 3, [-1.3] * 3
+    (claim,) = report.near_sighted_lola(lola_at([bad, good]), lola_at([good, bad]))
+    assert report.verdict(claim.holds) == "yes"
+    (claim,) = report.near_sighted_lola(lola_at([good, bad]), lola_at([bad, good]))
+    assert report.verdict(claim.holds) == "no"
+    assert claim.evidence == "-1.300 ± 0.000 with 1 step, -1.300 ± 0.000 with 2"
+    defects, other = [-1.6, -1.6, -1.4], [-1.7, -1.7, -1.7]
+    ten, twenty = lola_at([defects, good]), lola_at([other, good])
+    (claim,) = report.far_sighted_lola(ten, twenty)
+    assert report.verdict(claim.holds) == "5 of 6"
+    assert claim.evidence.endswith("with 10 steps, -1.700 ± 0.000 with 20")
+
+
+def test_lola_extorts_newcomers_if_it_gets_more_than_for_cooperation():
+    agents, learners = [-0.8, -0.8, -1.1], [-1.4, -0.85, -1.9]
+    of_newcomers = lola_at(
+        [agents, [-2] * 3], play="best_response", others=[learners, [-2] * 3]
+    )
+    (claim,) = report.lola_extorts_newcomers(of_newcomers)
+    np.testing.assert_array_equal(claim.holds, [True, False, False])
+    assert claim.evidence.startswith("agents -0.900 ± 0.100, learners -1.383")
+
+
+def loqa_at(own, left, after_cd):
+    """A run at beta = 1, 2, 5, 10, three seeds of two pairs; one number for each beta."""
+    arrays = {}
+    for name, means in {"self_play": own, "exact_best_response": left}.items():
+        arrays[name] = np.zeros((4, 3, 2, 2)) + np.array(means)[:, None, None, None]
+    arrays["versus_naive"] = np.zeros((4, 3, 2, 2)) + np.array([-0.5, -2])
+    chance = np.full((4, 3, 2, 2, 5), 0.9)
+    chance[..., 2] = np.array(after_cd)[:, None, None, None]
+    arrays["policies"] = np.log(chance / (1 - chance))
+    return results_of((1.0, 2.0, 5.0, 10.0), **arrays)
+
+
+@pytest.mark.parametrize(
+    "own, left, after_cd, verdict",
+    [
+        (-1.1, -1.3, 0.4, "yes"),
+        (-1.2, -1.3, 0.4, "9 of 12"),
+        (-1.1, -1.4, 0.4, "9 of 12"),
+        (-1.1, -1.3, 0.5, "9 of 12"),
+    ],
+)
+def test_loqa_is_judged_at_one_beta_and_its_relatives_at_all(
+    own, left, after_cd, verdict
+):
+    """The first beta of four is as given; at the others agents reciprocate."""
+    good = {"own": -1.1, "left": -1.3, "after_cd": 0.4}
+    first = {"own": own, "left": left, "after_cd": after_cd}
+    world = {name: [first[name], *[good[name]] * 3] for name in good}
+    (of_loqa,) = report.loqa_reciprocates(loqa_at(**world))
+    assert report.verdict(of_loqa.holds) == ("yes" if verdict == "yes" else "no")
+    for measure in (report.alignment_reciprocates, report.full_reciprocates):
+        (claim,) = measure(loqa_at(**world))
+        assert report.verdict(claim.holds) == verdict
+        assert claim.evidence.endswith("3 of 3 seeds at 10")
+    last = {name: world[name][::-1] for name in world}
+    (of_loqa,) = report.loqa_reciprocates(loqa_at(**last))
+    assert report.verdict(of_loqa.holds) == "yes"
+
+
+@pytest.mark.parametrize(
+    "full, loqa_s, verdict",
+    [([1, 0.1], [0, 1], "yes"), ([1, 1], [0, 1], "no"), ([1, 0.1], [1, 0], "no")],
+)
+def test_alignment_is_judged_by_cosines(full, loqa_s, verdict, monkeypatch):
+    directions = {"loqa": loqa_s, "full": full, "alignment": [2, 0]}
+    arrays = {name: np.array([direction]) for name, direction in directions.items()}
+    monkeypatch.setattr(report, "directions_of_loqa", lambda beta: arrays)
+    (claim,) = report.alignment_is_loqa_without_factor()
+    assert report.verdict(claim.holds) == verdict
+
+
+def test_directions_of_loqa_are_what_it_adds_to_the_naive_gradient():
+    found = report.directions_of_loqa(0.3)
+    x = GAMES["ipd"].init(jax.random.split(jax.random.key(0), 4096)[7])
+    for variant, rows in found.items():
+        total = loqa.loqa_gradient(GAMES["ipd"], x, 0.3, variant)
+        expected = total - naive.naive_gradient(GAMES["ipd"].f, x)
+        np.testing.assert_allclose(rows[7], expected.ravel(), 1e-4, 1e-5)
+
+
+def test_the_table_of_loqa_has_a_row_for_each_beta():
+    results = loqa_at([-1.1] * 4, [-1.3, -1.6, -1.3, -1.3], [0.4] * 4)
+    rows = report.table_of_loqa({"full_ipd": results}).splitlines()[2:]
+    assert len(rows) == 4
+    plays = "-1.300 ± 0.000 : -1.300 ± 0.000 | -0.500 ± 0.000 : -2.000 ± 0.000"
+    after = "0.90 0.90 0.40 0.90 0.90"
+    assert rows[0] == f"| `full` | 1 | -1.100 ± 0.000 | {plays} | 1.000 | {after} |"
+    assert rows[1].split(" | ")[-2] == "0.000"
+
+
+def test_the_table_of_mfos_says_starts_episodes_and_each_model():
+    returns = np.zeros((1, 2, 3, 4, 2)) + np.array([[-0.5], [-0.9]])[:, :, None, None]
+    returns[..., 1] = -2
+    results = results_of((25.0,), episode_returns=returns)
+    results["config"] |= {"opponent": "lola", "batch_size": 64, "outer_steps": 7}
+    (row,) = report.table_of_mfos({"any": results}).splitlines()[2:]
+    assert row == "| lola | 64 | 7 | -0.500 : -2.000; -0.900 : -2.000 |"
+
+
+def test_the_table_of_ablations_has_the_errors_of_the_last_fifty_loops():
+    runs = {}
+    for name in plots.ABLATIONS:
+        play = np.zeros((1, 6, 2, 2)) - 1.5
+        names = ("self_play", "best_response", "versus_naive")
+        runs[name] = results_of((0.99,), **dict.fromkeys(names, play))
+        errors = np.full((3, 500), 9.0)
+        errors[:, -50:] = 0.25
+        runs[f"td/{name}"] = results_of((0.99,), td_error=errors)
+    rows = report.table_of_ablations(runs).splitlines()[2:]
+    assert len(rows) == len(plots.ABLATIONS)
+    assert rows[0].endswith(" | 0.2500 ± 0.0000 | 0.0625 |  |")
+    assert "| 0.2305 | `--fixed-gamma 0.99` |" in "\n".join(rows)
 
 
 @slow
