@@ -52,11 +52,13 @@ whatever the other does: a best response leaves them -2.94. Where m(b | s) is ne
 factor is near 0: if j prefers to defect, i rewards its cooperation, and does not punish
 its defection.
 
-The authors sample episodes, and learn Q_j; all is exact here. Their beta is 1. Q_j is a
-sum of rewards, not multiplied by 1 - discount as returns are, there and here. As in
-their code x_i acts on Q_j(s_t, b_t) by what i does from round t + 1 on. Its action of
-round t, which cannot answer b_t, is held constant. Games have to be iterated. A run
-prints a table and writes results/loqa_GAME.npz and figures/loqa_GAME.png.
+The authors sample episodes, and learn Q_j; all is exact here. Their beta is 1. In their
+code the derivative of Q_j is discounted by a further .9 a round; with that agents do
+reciprocate at a beta of .5, though not at 1. Q_j is a sum of rewards, not multiplied by
+1 - discount as returns are, there and here. As in their code x_i acts on Q_j(s_t, b_t)
+by what i does from round t + 1 on. Its action of round t, which cannot answer b_t, is
+held constant. Games have to be iterated. A run prints a table and writes
+results/loqa_GAME.npz and figures/loqa_GAME.png.
 """
 
 import argparse
