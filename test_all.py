@@ -6049,7 +6049,7 @@ def test_a_missing_run_is_named_once_with_all_its_figures(tmp_path, capsys):
     assert status == 0  # what could be drawn is: Figure 1 needs no run
     assert f"wrote {tmp_path}/figures/own/fig1.png" in out
     lines = [line for line in out.splitlines() if line.endswith(" meva_ipd")]
-    assert lines == ["missing for fig3, networks, policies: meva_ipd"]
+    assert lines == ["missing for fig3, networks, policies, horizons: meva_ipd"]
 
 
 BAD_FILES = {"empty": b"", "broken": b"PK\3\4" + bytes(40)}
