@@ -778,7 +778,7 @@ def draw_learners(figure: Figure, results: Results):
     """The returns of those that learn beside each other."""
     figure.set_size_inches(WIDTH, WIDTH)
     learn = np.flatnonzero(~np.isin(results["names"], list(FIXED)))
-    draw_matrix(figure.subplots(), results, learn, size=7.5)
+    draw_matrix(figure.subplots(), results, learn, size=min(7.5, 105 / len(learn)))
     trials = results["returns"].shape[2]
     figure.suptitle(
         f"{heading(results)}, {trials} trials for each pair.\n"
