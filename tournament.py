@@ -500,17 +500,18 @@ def symmetric_equilibria(payoffs: np.ndarray) -> list[np.ndarray]:
     """
     found = []
     for size in range(1, 6):
-        for support in itertools.combinations(range(len(payoffs)), size):
-            within = payoffs[np.ix_(support, support)]
-            system = np.ones((size + 1, size + 1))
-            system[:size, :size] = within
-            system[:size, size] = -1  # times what all are worth
-            system[size, size] = 0
-            if np.linalg.matrix_rank(system) <= size:
-                continue
-            *weights, worth = np.linalg.solve(system, np.eye(size + 1)[-1])
+        supports = itertools.combinations(range(len(payoffs)), size)
+        supports = np.array(list(supports), int).reshape(-1, size)
+        systems = np.ones((len(supports), size + 1, size + 1))
+        systems[:, :size, :size] = payoffs[supports[:, :, None], supports[:, None, :]]
+        systems[:, :size, size] = -1  # times what all are worth
+        systems[:, size, size] = 0
+        regular = np.linalg.matrix_rank(systems) > size
+        right_side = np.eye(size + 1)[:, -1:]
+        solutions = np.linalg.solve(systems[regular], right_side)[..., 0]
+        for support, (*weights, worth) in zip(supports[regular], solutions):
             p = np.zeros(len(payoffs))
-            p[list(support)] = weights
+            p[support] = weights
             if min(weights) > 1e-9 and (payoffs @ p).max() <= worth + 1e-9:
                 found.append(p)
     return found
