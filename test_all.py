@@ -2559,7 +2559,7 @@ def test_both_sides_are_equal_where_colas_equation_is_solved(monkeypatch, varian
 
 def test_both_sides_of_colas_equation_of_a_rule():
     """By finite differences; and a model's squared distance is its loss."""
-    rule = partial(sos.sos_gradient, CUBIC.f, alpha=0.3)
+    rule = jax.jit(partial(sos.sos_gradient, CUBIC.f, alpha=0.3))
 
     def change_of(i):
         return lambda x: 0.7 * np.asarray(rule(x))[1 - i]
@@ -6591,7 +6591,7 @@ def three_policies(monkeypatch):
 
 @pytest.mark.parametrize("title", ["naive", "HOLA(2)", "CGD"])
 def test_rules_are_judged_on_ultimatum_by_definition(title, three_policies):
-    rule = report.OF_COLAS_AUTHORS[title].gradient
+    rule = jax.jit(report.OF_COLAS_AUTHORS[title].gradient)
     judged = report.judge(rule)
     with jax.enable_x64(True):
         for k, x in enumerate(three_policies):
@@ -6892,6 +6892,7 @@ def test_alignment_is_judged_by_cosines(full, loqa_s, verdict, monkeypatch):
     assert report.verdict(claim.holds) == verdict
 
 
+@slow
 def test_directions_of_loqa_are_what_it_adds_to_the_naive_gradient():
     found = report.directions_of_loqa(0.3)
     x = GAMES["ipd"].init(jax.random.split(jax.random.key(0), 4096)[7])
