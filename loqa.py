@@ -208,17 +208,23 @@ def influence(game: Game, x: jax.Array, i: int, beta, variant: str) -> jax.Array
     transition = (joint[..., None] * is_next).sum(axis=(1, 2))  # (o, o)
     identity = jnp.eye(len(follows), dtype=log_odds.dtype)
 
-    def values(payoff):
-        """Discounted sums from an observation on, (o,), and by both actions there."""
-        per_round = (joint * payoff).sum(axis=(1, 2))
-        value = eliminate(identity - discount * transition, per_round)
-        return value, payoff + discount * value[follows]
-
-    value_i, q_i = values(payoffs[i])
-    _, q_j = values(payoffs[1 - i])
     # Discounted share of all rounds in which s is seen; the first sees s = 0, init.
     start = (1 - discount) * identity[0]
     visits = eliminate((identity - discount * transition).T, start)
+
+    def values(payoff):
+        """Discounted sums from an observation on, (o,), and by both actions there.
+
+        Of payoffs less their mean, so that sums are small: advantages stay the same,
+        and in float32 they are not lost in the rounding of large values.
+        """
+        per_round = (joint * payoff).sum(axis=(1, 2))
+        mean = (visits * per_round).sum()
+        value = eliminate(identity - discount * transition, per_round - mean)
+        return value, payoff - mean + discount * value[follows]
+
+    value_i, q_i = values(payoffs[i])
+    _, q_j = values(payoffs[1 - i])
 
     # What happens at k: the advantage for i.
     advantage = q_i - value_i[:, None, None]  # (o, b, a)
