@@ -32,8 +32,9 @@ learning. `--variant` takes
                 depends on x_i. The other value is held constant, and so the derivative
                 of log m has a factor 1 - m(b | s).
     full        Both values depend on x_i. Then there is no such factor in the mean.
-    alignment   Advantage Alignment (Duque et al., 2024), which has no model of j: the
-                policy gradient, in which the advantage A_i(s_t, a_t, b_t) becomes
+    alignment   Advantage Alignment (Duque et al., 2024), which begins with the same
+                model and ends without it: the policy gradient, in which the advantage
+                A_i(s_t, a_t, b_t) becomes
 
                 A_i(t) + beta (sum over k < t of discount^(t - k) A_i(k)) A_j(t).
 
@@ -46,18 +47,21 @@ learning. `--variant` takes
 
 On the IPD both players defect at beta = 0, a return of -2 each. With `full` and a beta
 of 2 all pairs play a form of tit-for-tat and get -1.00, beside best responses as well;
-a naive learner beside such an agent gets -2.00, the agent -.55. `alignment` does nearly
-as well. With LOQA's factor agents cooperate with each other at beta = 10, -1.05, but
-whatever the other does: a best response leaves them -2.94. Where m(b | s) is near 1 the
-factor is near 0: if j prefers to defect, i rewards its cooperation, and does not punish
-its defection.
+a naive learner beside such an agent gets -2.00, the agent -.54. `alignment` does nearly
+as well. With LOQA's factor agents at beta = 10 get -1.05 with each other: after the
+first round they cooperate whatever the other does, and a best response leaves them
+-2.94. Where m(b | s) is near 1 the factor is near 0: if j prefers to defect, i rewards
+its cooperation, and does not punish its defection.
 
-The authors sample episodes, and learn Q_j; all is exact here. Their beta is 1. In their
-code the derivative of Q_j is discounted by a further .9 a round; with that agents do
-reciprocate at a beta of .5, though not at 1. Q_j is a sum of rewards, not multiplied by
-1 - discount as returns are, there and here. As in their code x_i acts on Q_j(s_t, b_t)
-by what i does from round t + 1 on. Its action of round t, which cannot answer b_t, is
-held constant. Games have to be iterated. A run prints a table and writes
+All is exact here, and rounds count as in the return. In LOQA's code for the IPD episodes
+have ten rounds, all of which weigh the same, so that sums of rewards are smaller, and
+beta does less; it is 1. In m stand the sampled return for b and a learned value for the
+other action. The derivative of Q_j is discounted by a further .9 a round; with that
+agents do reciprocate here at a beta of .5, though not at 1. As there x_i acts on
+Q_j(s_t, b_t) by what i does from round t + 1 on. Its action of round t, which cannot
+answer b_t, is held constant. In Alignment's code pairs of rounds weigh
+discount^(t - k), without discount^t. Q_j is a sum of rewards, not multiplied by
+1 - discount as returns are. Games have to be iterated. A run prints a table and writes
 results/loqa_GAME.npz and figures/loqa_GAME.png.
 """
 
@@ -175,8 +179,8 @@ def influence(game: Game, x: jax.Array, i: int, beta, variant: str) -> jax.Array
     Arguments are those of `loqa_gradient`, and the player, 0 or 1. Only the gradient
     has a meaning.
 
-    The policy-gradient theorem says how x_i acts on j's value of b_k, by i's actions of
-    all rounds t > k:
+    The policy-gradient theorem says how x_i acts on j's value of b_k by i's actions of
+    the rounds t > k alone (that of round k is held constant):
 
         d/dx_i Q_j(s_k, b_k) = mean of sum over t > k of
             discount^(t - k) A_j(s_t, a_t) d/dx_i log pi_i(a_t | s_t).

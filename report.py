@@ -1552,7 +1552,7 @@ def full_reciprocates(results: Results) -> list[Claim]:
         results,
         (1.0, 2.0, 5.0, 10.0),
         "at every beta of 1 and more",
-        "(ours) LOQA does, if all of the softmax is differentiated",
+        "(ours) LOQA learns to, if all of the softmax is differentiated",
     )
     return [claim._replace(ours=True)]
 
@@ -1598,7 +1598,7 @@ def alignment_is_loqa_without_factor() -> list[Claim]:
         "gradient and what `full` adds is more than .9, and more than that with LOQA, at "
         "beta = .1, 1 and 10",
         holds,
-        ", ".join(words),
+        f"cosines to `full` and to LOQA: {', '.join(words)}",
     )
     return [claim]
 
@@ -1837,21 +1837,21 @@ ALGORITHMS = {
     "loqa": Algorithm(
         "LOQA",
         "Aghajohari et al. 2024",
-        "what makes the other prefer what is good for oneself",
+        "also what raises the value to the other of what is good for oneself",
         "loqa_ipd",
         "15 s",
     ),
     "loqa --variant full": Algorithm(
         "LOQA, `--variant full`",
         "this repository",
-        "the same, with all of the softmax differentiated",
+        "the same without its factor: all of the softmax is differentiated",
         "full_ipd",
         "15 s",
     ),
     "loqa --variant alignment": Algorithm(
         "Advantage Alignment",
         "Duque et al. 2024",
-        "the policy gradient, with both players' advantages multiplied",
+        "the policy gradient, plus one's past advantages times the other's",
         "alignment_ipd",
         "15 s",
     ),
