@@ -55,9 +55,9 @@ its cooperation, and does not punish its defection.
 
 All is exact here, and rounds count as in the return. In LOQA's code for the IPD episodes
 have ten rounds, all of which weigh the same, so that sums of rewards are smaller, and
-beta does less; it is 1. In m stand the sampled return for b and a learned value for the
-other action. The derivative of Q_j is discounted by a further .9 a round; with that
-agents do reciprocate here at a beta of .5, though not at 1. As there x_i acts on
+beta does less; it is 1. Its m has the sampled return for b, and a learned value for the
+other action. It discounts the derivative of Q_j by a further .9 a round; with that
+agents do reciprocate here at a beta of .5, though not at 1. As in that code x_i acts on
 Q_j(s_t, b_t) by what i does from round t + 1 on. Its action of round t, which cannot
 answer b_t, is held constant. In Alignment's code pairs of rounds weigh
 discount^(t - k), without discount^t. Q_j is a sum of rewards, not multiplied by
@@ -134,10 +134,10 @@ class Config:
     seed: int = flag(0, "first random seed", 0, 2**31 - 1)
     num_seeds: int = flag(1, "number of seeds: seed, seed + 1, ...", 1, 1000)
     lr: float = flag(2.0, "step size of the policies", 0, 1e30)
-    betas: tuple = flag(
-        BETAS, "how strongly values decide", 0, 1e30, type=float, nargs="+"
+    betas: tuple = flag(BETAS, "inverse temperatures", 0, 1e30, type=float, nargs="+")
+    variant: str = flag(
+        "loqa", "LOQA or a relative", choices=["loqa", "full", "alignment"]
     )
-    variant: str = flag("loqa", "what is shaped", choices=["loqa", "full", "alignment"])
     eval_pairs: int = flag(256, "policy pairs for each beta and seed", 1, 100_000)
     eval_steps: int = flag(500, "steps that policies are followed for", 1, 1_000_000)
 

@@ -38,9 +38,9 @@ and against each other in more and more episodes; and with a smaller learning ra
 
 What to expect on the IPD, as means over a meta-episode, agent : other. Of eight models
 of 4096 starts three extort naive learners, at -.48 : -2.16, and four are still on a
-plateau at about -.87 : -1.5. After the authors' 1000 episodes all of three do, of 1024
-starts. With LOLA the agent cooperates, -1.02 each; pairs of agents defect (`python
-report.py --table mfos`). A run prints a table and writes results/mfos_GAME.npz and
+plateau at about -.87 : -1.5. After the authors' 1000 episodes all three models of 1024
+starts extort. With LOLA the agent cooperates, -1.02 each; pairs of agents defect
+(`python report.py --table mfos`). A run prints a table and writes results/mfos_GAME.npz and
 figures/mfos_GAME.png.
 """
 

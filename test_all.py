@@ -2469,6 +2469,19 @@ def test_what_loqas_docstring_says_of_the_ipd():
         np.testing.assert_allclose(found, expected, atol=0.03, err_msg=play)
 
 
+def test_loqa_keeps_advantages_in_float32_at_a_discount_near_1():
+    """Values are sums of a thousand rounds there, and advantages small differences."""
+    game = games.find_game("ipd+discount=0.999")
+    keys = jax.random.split(jax.random.key(0), 64)
+    xs = np.asarray(jax.vmap(game.init)(keys))
+    gradient = partial(loqa.loqa_gradient, game, beta=0.5)
+    found = jax.jit(jax.vmap(gradient))(xs)
+    with jax.enable_x64(True):
+        expected = np.asarray(jax.jit(jax.vmap(gradient))(xs.astype(np.float64)))
+    off = np.abs(np.asarray(found) - expected).max(axis=(1, 2))
+    assert (off < 3e-3 * np.abs(expected).max(axis=(1, 2))).all()
+
+
 def test_betas_of_loqa_go_with_payoffs_as_step_sizes_do():
     """On Chicken, where losses are 50 times as large as on the IPD, a twentieth."""
     betas = np.array(loqa.make_config("ipd").betas)
